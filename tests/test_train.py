@@ -1,0 +1,300 @@
+"""train.py from its command line: what it writes, what it learns, what it refuses."""
+
+import json
+import os
+import re
+import shutil
+import stat
+
+import pytest
+import torch
+from checkpoints import mask_buffers, random_weights, sizes, write_checkpoint, write_unaligned
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import evaluate
+import train
+from model import load_gpt2, load_prompt
+
+GOOD, BAD = "fine lovely great warm witty".split(), "dull awful cold flat stale".split()
+
+
+@pytest.fixture
+def place(tmp_path, checkpoint, monkeypatch):
+    """A working folder with a random model m and a small data set d; nothing is written elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(checkpoint[0], "m")
+    os.mkdir("d")
+    for split, rows in (("train", 60), ("dev", 12)):
+        lines = [f"{(BAD, GOOD)[i % 2][i // 2 % 5]} {split[0]}{i}\t{i % 2}" for i in range(rows)]
+        (tmp_path / "d" / f"{split}.tsv").write_text("\n".join(["sentence\tlabel", *lines, ""]))
+    return tmp_path
+
+
+BASE = ["--model", "m", "--data", "d", "--dtype", "float32", "--batch-size", "8", "--device", "cpu"]
+
+
+def run(*flags, out="run"):
+    train.main([*BASE, "--out", out, *map(str, flags)])
+    lines = [json.loads(line) for line in open(f"{out}/metrics.jsonl")]
+    return json.load(open(f"{out}/run.json")), lines, json.load(open(f"{out}/summary.json"))
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_run_writes_what_the_design_says(place, capsys):
+    info, lines, summary = run("--prompt-tokens", 2, 3, "--seeds", 0, 1, "--epochs", 3)
+    names = ["p2-s0", "p2-s1", "p3-s0", "p3-s1"]
+    assert [p["name"] for p in summary["prompts"]] == names and summary["finished"] is True
+    assert sorted(str(p.relative_to("run")) for p in contents(place / "run") for p in [p.relative_to(place)]) == sorted(
+        ["metrics.jsonl", "run.json", "summary.json", *(f"prompts/{name}/prompt.safetensors" for name in names)]
+    )
+    for p in summary["prompts"]:
+        assert p.keys() >= {"name", "prompt_tokens", "seed", "lr", "accuracy", "ci95", "loss", "n", "epoch", "folder"}
+        assert p["n"] == 12 and p["ci95"][0] <= p["accuracy"] <= p["ci95"][1] and 1 <= p["epoch"] <= 3
+        with safe_open(f"run/{p['folder']}/prompt.safetensors", "pt") as file:
+            assert sorted(file.keys()) == ["head.weight", "prompt"]
+            assert file.get_slice("prompt").get_shape() == [p["prompt_tokens"], 10]
+            metadata = file.metadata()
+        assert metadata.keys() == {
+            "format", "base_model", "base_revision", "base_sha256", "prompt_tokens", "num_labels", "labels", "init",
+            "init_ids", "text_rule", "position_rule", "accuracy", "n", "recipe",
+        }  # fmt: skip
+        assert float(metadata["accuracy"]) == p["accuracy"] and len(json.loads(metadata["init_ids"])) == p["prompt_tokens"]
+        assert all(256 <= i < 299 for i in json.loads(metadata["init_ids"]))  # no byte, no end of text
+    assert summary["baselines"]["majority"] == 0.5
+    assert info["settings"]["total_steps"] == 21 and info["texts"] == {"train": 54, "hold-out": 6, "dev": 12}
+    logged = [(line["step"], line["prompt"]) for line in lines if line["split"] == "train"]
+    assert logged == [(step, name) for step in (10, 20) for name in names]
+    assert all(line.keys() == lines[0].keys() == {
+        "step", "epoch", "prompt", "split", "loss", "accuracy", "lr", "examples_per_second"} for line in lines)  # fmt: skip
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in names) and "majority" in printed and "95 % interval" in printed
+
+
+def test_it_learns_and_the_prompt_adds_to_the_head(place):
+    """32 real sentences on the bundled model: the head alone gets some, prompt and head get all."""
+    recipe = ["--model", "tiny", "--data", "reviews", "--max-examples", 32, "--batch-size", 16, "--epochs", 20]
+    last = {}
+    for part in ("head", "prompt+head"):
+        run(*recipe, "--lr", 0.03, "--head-lr", 0.01, "--prompt-tokens", 3, "--train", part, out=part)
+        last[part] = [json.loads(line) for line in open(f"{part}/metrics.jsonl") if '"train"' in line][-1]
+    assert last["prompt+head"]["accuracy"] == 1 and last["prompt+head"]["loss"] < 0.05 < 0.2 < last["head"]["loss"]
+
+
+def test_head_only_leaves_the_vectors_where_they_began(place):
+    run("--train", "head", "--epochs", 2)
+    prompt, metadata = load_prompt("run/prompts/p10-s0/prompt.safetensors")
+    with safe_open("m/model.safetensors", "pt") as file:
+        assert torch.equal(prompt.vectors, file.get_tensor("wte.weight")[metadata["init_ids"]])
+
+
+def test_a_prompt_is_the_same_alone_and_in_a_pack(place):
+    """On disk nobody can tell; float32 sums in another order, so to 1e-4 after 14 steps."""
+    run("--prompt-tokens", 2, 3, "--seeds", 0, 1, "--lr", 0.01, 0.03, "--epochs", 2, out="pack")
+    run("--prompt-tokens", 3, "--seeds", 1, "--lr", 0.03, "--epochs", 2, out="solo")
+    (a, _), (b, _) = (load_prompt(f"{path}/prompt.safetensors") for path in ("pack/prompts/p3-s1-lr0.03", "solo/prompts/p3-s1"))
+    assert (a.vectors - b.vectors).abs().max() < 1e-4 and (a.head - b.head).abs().max() < 1e-4
+
+
+def test_the_same_command_writes_the_same_bytes(place):
+    run("--epochs", 2, out="a")
+    run("--epochs", 2, out="b")
+    for name in ("summary.json", "prompts/p10-s0/prompt.safetensors"):
+        assert (place / "a" / name).read_bytes() == (place / "b" / name).read_bytes()
+
+
+def test_best_only_ever_improves_and_patience_ends_it(place):
+    trial = train.Trial("p", 0, 0.1, torch.nn.Linear(1, 1), [], best={})
+    kept = [trial.consider({"accuracy": a, "loss": l}, epoch) for epoch, (a, l) in enumerate(
+        [(0.5, 0.7), (0.6, 0.9), (0.6, 0.8), (0.6, 0.8), (0.4, 0.1), (0.6, 0.81)], 1)]  # fmt: skip
+    assert kept == [True, True, True, False, False, False]
+    assert (trial.best["accuracy"], trial.best["loss"], trial.best["epoch"], trial.waited) == (0.6, 0.8, 3, 3)
+    _, lines, summary = run("--epochs", 50, "--patience", 2, "--lr", 1e-9, "--head-lr", 1e-9)
+    last = max(line["epoch"] for line in lines)  # nothing moves but the last digits of the loss
+    assert last == summary["prompts"][0]["epoch"] + 2 < 50
+
+
+def test_the_best_epoch_is_what_is_kept(place):
+    _, lines, summary = run("--epochs", 6, "--lr", 0.3, "--head-lr", 0.1, "--select-on", "dev")
+    scores = [(line["accuracy"], -line["loss"]) for line in lines if line["split"] == "dev"]
+    best = summary["prompts"][0]
+    assert len(scores) == 6 and best["epoch"] == 1 + scores.index(max(scores))
+    assert best["accuracy"] == max(scores)[0] and best["loss"] == pytest.approx(-max(scores)[1], abs=1e-5)
+
+
+@pytest.mark.parametrize("init,ids", [("eot", [299] * 4), ("words", None)])
+def test_inits(place, init, ids):
+    run("--init", init, "--prompt-tokens", 4, "--steps", 1)
+    _, metadata = load_prompt("run/prompts/p4-s0/prompt.safetensors")
+    words = train.Tokenizer("m/merges.txt").encode(" 0 1")[:4]
+    assert metadata["init_ids"][: len(words)] == (ids or words) and len(metadata["init_ids"]) == 4
+    assert metadata["init"] == init
+
+
+def test_init_from_a_prompt_goes_on_where_it_ended(place):
+    run("--prompt-tokens", 3, "--steps", 3, out="first")
+    path = "first/prompts/p3-s0/prompt.safetensors"
+    run("--prompt-tokens", 3, "--steps", 1, "--init", path, "--lr", 1e-12, "--head-lr", 1e-12, out="second")
+    (a, _), (b, _) = load_prompt(path), load_prompt("second/prompts/p3-s0/prompt.safetensors")
+    assert (a.vectors - b.vectors).abs().max() < 1e-6 and (a.head - b.head).abs().max() < 1e-6
+
+
+def test_three_labels_and_one(place):
+    rows = "".join(f"film {i} {'abc'[i % 3]}\t{i % 3}\n" for i in range(40))
+    for split in ("train", "dev"):
+        (place / "d" / f"{split}.tsv").write_text("text\tlabel\n" + rows)
+    run("--num-labels", 3, "--steps", 2, "--select-on", "dev")
+    assert load_prompt("run/prompts/p10-s0/prompt.safetensors")[0].head.shape == (3, 10)
+    run("--num-labels", 1, "--steps", 2, "--select-on", "dev", out="one")
+    assert load_prompt("one/prompts/p10-s0/prompt.safetensors")[0].head.shape == (1, 10)
+
+
+def test_learning_rate_rises_and_falls():
+    rates = [train.learning_rate(step, 100) for step in range(100)]
+    assert rates.index(max(rates)) in (5, 6) and max(rates) == 1 and 0 < rates[0] < 0.2 and 0 < rates[-1] < 0.02
+    assert rates[6:] == sorted(rates[6:], reverse=True) and train.learning_rate(0, 1) == 1
+
+
+def test_long_texts_are_cut_counted_and_reported(place, capsys):
+    with open("d/train.tsv", "a") as file:
+        file.write("word " * 40 + "\t1\n")
+    run("--steps", 1, "--select-on", "dev")
+    assert "1 of 61 texts are cut to 14 tokens" in capsys.readouterr().err
+
+
+# ---- what is refused --------------------------------------------------------------------------
+
+
+def corrupt(path, data):
+    def change(place):
+        (place / path).write_bytes(data((place / path).read_bytes()) if callable(data) else data)
+
+    return change
+
+
+def other_width(place):
+    save = {"prompt": torch.ones(3, 4), "head.weight": torch.ones(2, 4)}
+    metadata = {"format": "prompt-training/1", "position_rule": "after-text", "labels": '["a", "b"]', "init_ids": "[]", "recipe": "{}"}
+    save_file(save, place / "p.safetensors", metadata=metadata)
+
+
+REFUSED = {
+    "unknown flag": (["--lrate", "1"], None, "--lrate"),
+    "lr not a number": (["--lr", "fast"], None, "fast"),
+    "lr zero": (["--lr", "0"], None, "--lr"),
+    "lr infinite": (["--head-lr", "inf"], None, "--head-lr"),
+    "zero tokens": (["--prompt-tokens", "0"], None, "--prompt-tokens"),
+    "no tokens": (["--prompt-tokens"], None, "--prompt-tokens"),
+    "negative epochs": (["--epochs", "-1"], None, "--epochs"),
+    "unknown device": (["--device", "warp"], None, "warp"),
+    "absent device": (["--device", "cuda:9"], None, "cuda:9"),
+    "unknown dtype": (["--dtype", "int8"], None, "int8"),
+    "unknown model": (["--model", "gpt5"], None, "gpt5"),
+    "unknown data": (["--data", "imdb"], None, "imdb"),
+    "unknown init": (["--init", "zeros"], None, "zeros"),
+    "init of another width": (["--init", "p.safetensors", "--prompt-tokens", "3"], other_width, "p.safetensors"),
+    "prompt too long": (["--prompt-tokens", "24"], None, "--prompt-tokens 24"),
+    "label out of range": (["--num-labels", "2"], corrupt("d/dev.tsv", b"text\tlabel\na\t2\n"), "dev.tsv, line 2"),
+    "label no number": ([], corrupt("d/train.tsv", b"text\tlabel\na\tx\n"), "train.tsv, line 2"),
+    "missing column": ([], corrupt("d/train.tsv", b"text\ta\n1\t1\n"), "label"),
+    "empty file": ([], corrupt("d/dev.tsv", b""), "dev.tsv"),
+    "bad UTF-8": ([], corrupt("d/dev.tsv", b"text\tlabel\n\xff\t1\n"), "dev.tsv, line 2"),
+    "blank text": ([], corrupt("d/dev.tsv", b"text\tlabel\n  \t1\n"), "dev.tsv, line 2"),
+    "too few rows": ([], corrupt("d/train.tsv", b"text\tlabel\nx\t1\n"), "--select-on dev"),
+    "truncated weights": ([], corrupt("m/model.safetensors", lambda data: data[:-9]), "model.safetensors"),
+    "empty weights": ([], corrupt("m/model.safetensors", b""), "model.safetensors"),
+    "broken config": ([], corrupt("m/config.json", b"{,"), "config.json"),
+    "broken merges": ([], corrupt("m/merges.txt", b"\xe9\x00"), "merges.txt"),
+    "no merges": ([], lambda place: (place / "m/merges.txt").unlink(), "merges.txt"),
+    "too many merges": ([], lambda place: shutil.copy(train.checkpoint_folder("tiny") / "merges.txt", "m"), "merges.txt"),
+    "missing tensor": ([], lambda place: save_file({"wte.weight": torch.ones(300, 10)}, "m/model.safetensors"), "lacks"),
+    "no weights": ([], lambda place: (place / "m/model.safetensors").unlink(), "model.safetensors"),
+    "out is a file": ([], lambda place: (place / "run").write_text(""), "run"),
+    "out is a run": ([], lambda place: (os.mkdir("run"), (place / "run/run.json").write_text("")), "--overwrite"),
+    "out holds something else": (["--overwrite"], lambda place: shutil.copytree("d", "run"), "holds no run"),
+    "out under a file": (["--out", "d/dev.tsv/run"], None, "dev.tsv"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_one_sentence_exit_2_and_nothing_written(place, capsys, case):
+    flags, change, named = REFUSED[case]
+    if change:
+        change(place)
+    before = contents(place)
+    with pytest.raises(SystemExit) as caught:
+        train.main([*BASE, "--out", "run", *flags])
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and named in error and "Traceback" not in error
+    assert re.search(r"^(\S+: )?error: .+$", error.strip().split("\n")[-1])
+    assert contents(place) == before
+
+
+def test_a_full_disk_ends_in_one_sentence(place, capsys, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device", "run/run.json")
+
+    monkeypatch.setattr(train, "write_file", full)
+    with pytest.raises(SystemExit) as caught:
+        train.main([*BASE, "--out", "run"])
+    assert caught.value.code == 2 and "run.json: No space left on device" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder_ends_in_one_sentence(place, capsys):
+    os.mkdir("locked")
+    os.chmod("locked", stat.S_IRUSR | stat.S_IXUSR)
+    with pytest.raises(SystemExit) as caught:
+        train.main([*BASE, "--out", "locked/run"])
+    assert caught.value.code == 2 and "locked" in capsys.readouterr().err
+
+
+def test_overwrite_replaces_a_run(place):
+    run("--steps", 1, "--prompt-tokens", 2)
+    run("--steps", 1, "--prompt-tokens", 3, "--overwrite")
+    assert os.listdir("run/prompts") == ["p3-s0"]
+
+
+def test_ctrl_c_keeps_what_was_best(place, capsys, monkeypatch):
+    steps = []
+
+    def step(*args):
+        steps.append(1)
+        if len(steps) == 10:
+            raise KeyboardInterrupt
+        return TRUE_STEP(*args)
+
+    TRUE_STEP = train.train_step
+    monkeypatch.setattr(train, "train_step", step)
+    with pytest.raises(SystemExit) as caught:
+        train.main([*BASE, "--out", "run"])
+    assert caught.value.code == 130 and "run/prompts" in capsys.readouterr().err
+    assert load_prompt("run/prompts/p10-s0/prompt.safetensors") and not os.path.exists("run/summary.json")
+
+
+# ---- the official sizes, with random weights ----------------------------------------------------
+
+
+@pytest.mark.parametrize("C,H,L,size,config", [
+    pytest.param(768, 12, 12, 548_105_171, {}, id="gpt2"),
+    pytest.param(1280, 20, 36, 3_247_159_078, {"_num_labels": 1}, id="gpt2-large", marks=pytest.mark.large),
+])  # fmt: skip
+def test_official_sizes_load_train_and_predict_two_columns(place, capsys, C, H, L, size, config):
+    """Names, mask buffers and byte size of the official files, and gpt2-large's one label in config.json."""
+    config = sizes(C, H, L, V=50257, n_positions=1024, **config)
+    weights = random_weights(config)
+    write_checkpoint("big", config, {})
+    write_unaligned("big/model.safetensors", weights | mask_buffers(config), size)
+    assert (place / "big/model.safetensors").stat().st_size == size
+    loaded = load_gpt2("big").state_dict()["h.3.attn.c_attn.bias"]
+    assert torch.equal(loaded, weights["h.3.attn.c_attn.bias"])
+    del weights, loaded
+    train.main(["--model", "big", "--data", "d", "--out", "run", "--steps", "3", "--prompt-tokens", "2", "--device", "cpu"])
+    assert load_prompt("run/prompts/p2-s0/prompt.safetensors")[0].head.shape == (2, C)
+    capsys.readouterr()
+    evaluate.main(["predict", "run", "--json", "--device", "cpu", "a fine film"])
+    answer = json.loads(capsys.readouterr().out)
+    assert len(answer["logits"]) == len(answer["probabilities"]) == 2

@@ -128,7 +128,7 @@ class Tokenizer:
         self.end_of_text = len(ranks)
         self.size = len(ranks) + 1
         self.bpe = tiktoken.Encoding("gpt2", pat_str=self.PATTERN, mergeable_ranks=ranks,
-                                     special_tokens={"<|endoftext|>": self.end_of_text})  # fmt: skip
+                                     special_tokens={"<|endoftext|>": len(ranks)})  # fmt: skip
 
     def encode(self, text):
         """str -> list of ids; "<|endoftext|>" in a text is ordinary characters."""
@@ -179,13 +179,13 @@ def rows_of(path):
             glue = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
             style = glue if path.suffix == ".tsv" else {"strict": True}
             reader = csv.reader(io.StringIO(text, newline=""), **style)
-            columns = next(reader, [])
+            columns, number = next(reader, []), 2
             for row in filter(None, reader):
                 number = reader.line_num
                 if len(row) != len(columns):
                     raise ValueError(f"{len(row)} columns, but line 1 names {len(columns)}")
                 yield number, dict(zip(columns, row))
-            number = reader.line_num
+                number += 1  # where a quotation that never ends begins
     except (ValueError, csv.Error, RecursionError) as error:
         raise ValueError(f"{path}, line {number}: {error}") from None
 
@@ -261,8 +261,8 @@ def download_sst2(folder):
         partial.rename(folder)
     except (OSError, KeyError, zipfile.BadZipFile) as error:
         raise OSError(
-            f"could not fetch SST-2 ({error}): check the network and run again, or unpack train.tsv "
-            f"and dev.tsv of {SST2_URL} into {folder} by hand"
+            f"could not fetch SST-2 ({error}): check the network and run again, or unpack "
+            f"train.tsv and dev.tsv of {SST2_URL} into {folder} by hand"
         ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -2,7 +2,7 @@
 
     python evaluate.py score   RUN                      accuracy on the dev split of its data
     python evaluate.py score   RUN --data FOLDER --split test --json
-    python evaluate.py predict RUN "an unlikely triumph" "a long two hours"
+    python evaluate.py predict RUN "a delight from start to finish" "it never comes to life"
     python evaluate.py predict RUN --input reviews.txt --json > answers.jsonl
 
 RUN is a run folder (its best prompt answers), a prompt folder in it, or a prompt.safetensors.

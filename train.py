@@ -52,7 +52,7 @@ def parse_args(argv):
     add("--lr", type=positive, nargs="+", default=[3e-2], help="peak learning rates of the prompts "
         "(%(default)s)")  # fmt: skip
     add("--head-lr", type=positive, default=5e-3, help="and of their heads (%(default)s)")
-    add("--epochs", type=count, default=5, help="passes over the training texts (%(default)s)")
+    add("--epochs", type=count, default=6, help="passes over the training texts (%(default)s)")
     add("--steps", type=count, help="train for so many steps instead of --epochs")
     add("--num-labels", type=count, default=2, help="labels are 0 to N-1; with 1 they are numbers, "
         "and a regression is trained (%(default)s)")  # fmt: skip
@@ -275,7 +275,7 @@ def main(argv=None):
     })  # fmt: skip
     size = sum(parameter.numel() for parameter in gpt2.parameters())
     print(f"model {args.model}: {size:,} frozen parameters in {dtype} on {args.device}")
-    print(f"data {args.data}: {', '.join(f'{n:,} texts {key}' for key, n in texts.items())}")
+    print(f"data {args.data}: {', '.join(f'{n:,} {key}' for key, n in texts.items())} texts")
 
     def save(trial, result):
         """The best state of a trial so far, with how it was trained and how it scored."""
@@ -322,7 +322,7 @@ def main(argv=None):
         [row["name"], f"{row['lr']:g}", row["epoch"], f"{row['selection']['accuracy']:.4f}",
          f"{row['accuracy']:.4f}", "{:.3f} to {:.3f}".format(*row["ci95"])] for row in rows
     ] + [["majority", "", "", "", f"{majority:.4f}", ""]])  # fmt: skip
-    print(f'try: python evaluate.py predict {out} "an unlikely triumph"')
+    print(f'try: python evaluate.py predict {out} "a delight from start to finish"')
 
 
 if __name__ == "__main__":

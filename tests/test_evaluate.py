@@ -78,7 +78,7 @@ def test_the_shipped_prompt_predicts_and_scores_what_it_says(capsys):
     assert result["accuracy"] >= 0.78 and result["n"] == 399 and not result["collapsed"]
     said = load_prompt(SHIPPED / "prompt.safetensors")[1]
     assert abs(float(said["accuracy"]) - result["accuracy"]) < 0.01  # trained in bfloat16, asked in float32
-    code, out, _ = ask(capsys, "predict", SHIPPED, "--json", "an unlikely triumph", "a long, dull two hours")
+    code, out, _ = ask(capsys, "predict", SHIPPED, "--json", "a delight from start to finish", "it never comes to life")
     lines = [json.loads(line) for line in out.splitlines()]
     assert [line["label_name"] for line in lines] == ["positive", "negative"]
     for line in lines:

@@ -76,7 +76,7 @@ def test_a_run_writes_what_the_design_says(place, capsys):
 
 def test_it_learns_and_the_prompt_adds_to_the_head(place):
     """32 real sentences on the bundled model: the head alone gets some, prompt and head get all."""
-    recipe = ["--model", "tiny", "--data", "reviews", "--max-examples", 32, "--batch-size", 16, "--epochs", 20]
+    recipe = ["--model", "tiny", "--data", "reviews", "--max-examples", 32, "--batch-size", 16, "--epochs", 30]
     last = {}
     for part in ("head", "prompt+head"):
         run(*recipe, "--lr", 0.03, "--head-lr", 0.01, "--prompt-tokens", 3, "--train", part, out=part)

@@ -87,7 +87,7 @@ def one_sentence(main):
         try:
             return main(argv)
         except OSError as error:
-            message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            message = f"{error.filename}: {error.strerror}" if error.strerror else str(error)
         except ValueError as error:
             message = str(error)
         except torch.OutOfMemoryError:

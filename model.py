@@ -320,10 +320,12 @@ def load_gpt2(folder, dtype=torch.float32, device="cpu"):
     state = {}
     for path in weight_files(folder):
         with open_safetensors(path) as file:
-            for stored in file.keys():
-                name = stored.removeprefix("transformer.")
-                if name.endswith((".attn.bias", ".attn.masked_bias")) or name == "lm_head.weight":
-                    continue  # mask buffers of older files (mind the dot: c_attn.bias is a weight)
+            names = sorted(file.keys(), reverse=True)  # wte, the largest, while memory is empty
+        for stored in names:
+            name = stored.removeprefix("transformer.")
+            if name.endswith((".attn.bias", ".attn.masked_bias")) or name == "lm_head.weight":
+                continue  # mask buffers of older files (mind the dot: c_attn.bias is a weight)
+            with open_safetensors(path) as file:  # anew, so that the last one leaves memory
                 part, flip = file.get_slice(stored), name.endswith(TRANSPOSED)
                 kind, shape = part.get_dtype(), part.get_shape()
                 if kind not in FLOATS or shape[:: -1 if flip else 1] != expected.get(name):
@@ -334,6 +336,7 @@ def load_gpt2(folder, dtype=torch.float32, device="cpu"):
                     )
                 tensor = file.get_tensor(stored)
                 state[name] = (tensor.t() if flip else tensor).to(device, dtype)
+            del part, tensor
     if missing := [name for name in expected if name not in state]:
         raise ValueError(f"{path} lacks {missing[0]} ({len(missing)} in all); fetch it again")
     gpt2.load_state_dict(state, strict=True, assign=True)
@@ -350,8 +353,9 @@ def write_file(path, data):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        error.filename = str(path)  # a full disk does not say itself which file it was
         raise
 
 

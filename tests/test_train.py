@@ -233,14 +233,15 @@ def test_one_sentence_exit_2_and_nothing_written(place, capsys, case):
     assert contents(place) == before
 
 
-def test_a_full_disk_ends_in_one_sentence(place, capsys, monkeypatch):
-    def full(*args):
-        raise OSError(28, "No space left on device", "run/run.json")
+def test_a_full_disk_ends_in_one_sentence_and_nothing_half_written(place, capsys, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(train, "write_file", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(SystemExit) as caught:
         train.main([*BASE, "--out", "run"])
-    assert caught.value.code == 2 and "run.json: No space left on device" in capsys.readouterr().err
+    assert caught.value.code == 2 and "run/run.json: No space left on device" in capsys.readouterr().err
+    assert not [path for path in contents(place / "run") if path.stat().st_size]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

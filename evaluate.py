@@ -87,7 +87,8 @@ def one_sentence(main):
         try:
             return main(argv)
         except OSError as error:
-            message = f"{error.filename}: {error.strerror}" if error.strerror else str(error)
+            place = f"{error.filename}: " if error.filename else ""
+            message = place + (error.strerror or str(error))
         except ValueError as error:
             message = str(error)
         except torch.OutOfMemoryError:

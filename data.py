@@ -318,14 +318,15 @@ def collate(examples):
 
 
 def batches(examples, size, epoch, seed=0):
-    """One epoch as a list of lists of indices, ordered by seed and epoch alone.
+    """One epoch as a list of lists of indices: the same batches in every epoch, in a new order.
 
-    Near-equal lengths come together: the shuffled examples are sorted by length within pools of 50
-    batches, cut, and the batches shuffled.  The last batch may be smaller.
+    What is in a batch follows from the seed alone, so that what was read of it can be kept; the
+    order follows from seed and epoch.  Near-equal lengths come together: the shuffled examples
+    are sorted by length within pools of 50 batches, then cut.  The last batch may be smaller.
     """
-    generator = random.Random(f"{seed}/{epoch}")
+    generator = random.Random(seed)
     order = generator.sample(range(len(examples)), len(examples))
     pools = [order[i : i + 50 * size] for i in range(0, len(order), 50 * size)]
     order = [i for pool in pools for i in sorted(pool, key=lambda i: len(examples[i][0]))]
     cut = [order[i : i + size] for i in range(0, len(order), size)]
-    return generator.sample(cut, len(cut))
+    return random.Random(f"{seed}/{epoch}").sample(cut, len(cut))

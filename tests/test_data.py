@@ -151,12 +151,13 @@ def test_collate_pads_right_and_carries_lengths():
     assert collate([([5], 0.5)])[2].dtype == torch.float32
 
 
-def test_batches_cover_an_epoch_once_in_an_order_of_their_own():
+def test_batches_cover_an_epoch_once_and_stay_together_in_a_new_order():
     draw = random.Random(0)
     examples = [([0] * draw.randint(1, 60), 0) for _ in range(3001)]
-    first = batches(examples, 32, epoch=1)
+    first, second = (batches(examples, 32, epoch) for epoch in (1, 2))
     assert sorted(i for batch in first for i in batch) == list(range(3001)) and len(first) == 94
-    assert first == batches(examples, 32, epoch=1) and first != batches(examples, 32, epoch=2)
+    assert first == batches(examples, 32, epoch=1) != second and sorted(first) == sorted(second)
+    assert sorted(first) != sorted(batches(examples, 32, epoch=1, seed=1))
     width = lambda batch: max(len(examples[i][0]) for i in batch) - min(len(examples[i][0]) for i in batch)
     assert sum(map(width, first)) / len(first) < 4  # near-equal lengths together
     assert [len(examples[b[0]][0]) for b in first] != sorted(len(examples[b[0]][0]) for b in first)

@@ -174,26 +174,29 @@ class GPT2(nn.Module):
     def forward(self, x, past=None, masks=None, rows=slice(None)):
         """Embeddings x (B, Q, C) -> hidden (B, R, C) and L pairs of keys and values (B, H, Q, D).
 
-        It takes embeddings, not ids, because prompts are embeddings.  past holds L pairs from
-        `read`.  In the last block nothing but the wanted rows is of use, so only they are computed.
+        It takes embeddings, not ids, because prompts are embeddings.  past is what `read` gave for
+        the text before x.  In the last block only the wanted rows are of use, and only they are
+        computed.
         """
         keys_values = []
         for i, block in enumerate(self.h):
             wanted = rows if i == len(self.h) - 1 else slice(None)
-            x, pair = block(x, past[i] if past else None, masks, wanted)
+            before = None if past is None else past[i]  # (2, B, H, T, D)
+            x, pair = block(x, before, masks, wanted)
             keys_values.append(pair)
         return self.ln_f(x), keys_values
 
     @torch.no_grad()
     def read(self, ids):
-        """The text pass: ids (B, T) int64 -> L pairs of keys and values (B, H, T, D), no gradient.
+        """The text pass: ids (B, T) int64 -> keys and values (L, 2, B, H, T, D), no gradient.
 
         Pads stand to the right of the text, where causal attention keeps every real token from
         seeing them: there is no padding mask, and the pad id does not matter.
         """
         B, T = ids.shape
         x = self.wte(ids) + self.wpe.weight[:T]  # (B, T, C)
-        return self(x, rows=slice(0))[1]  # the last block's keys and values are all that is left
+        _, pairs = self(x, rows=slice(0))  # the last block's keys and values are all that is left
+        return torch.stack([torch.stack(pair) for pair in pairs])
 
 
 class Prompt(nn.Module):
@@ -224,17 +227,17 @@ def prompt_mask(lengths, T, P):
     return torch.cat([text.expand(B, 1, P, T), own.expand(B, 1, P, P)], dim=3)
 
 
-def classify(gpt2, prompts, ids, lengths):
+def classify(gpt2, prompts, ids, lengths, past=None):
     """Read each text once and let every prompt answer: logits (K, B, N) in the heads' dtype.
 
     ids: int64 (B, T), padded on the right with anything; lengths: int64 (B,), at least 1.  All
     prompts must have the same number of labels N.  Where a text leaves a prompt too few positions,
     that prompt sees the text's first n_positions - P tokens, alone or in a pack.  Gradients reach
-    the prompts and nothing else.
+    the prompts and nothing else.  past: what `gpt2.read(ids)` gave before, to spare the reading.
     """
     (B, T), K, N = ids.shape, len(prompts), len(prompts[0].head)
     assert lengths.shape == (B,) and lengths.device == ids.device
-    past = gpt2.read(ids)  # L x 2 x (B, H, T, D)
+    past = gpt2.read(ids) if past is None else past  # (L, 2, B, H, T, D)
 
     x, masks, ends = [], [], []
     for prompt in prompts:

@@ -11,6 +11,7 @@ import argparse
 import itertools
 import json
 import math
+import os
 import platform
 import random
 import shutil
@@ -66,8 +67,21 @@ def parse_args(argv):
         "flatters (%(default)s)")  # fmt: skip
     add("--patience", type=count, help="stop a prompt after so many epochs without a better score")
     add("--max-examples", type=count, help="train on so many random texts only")
+    add("--cache-text", type=budget, default="auto", help="memory for the texts' keys and values, "
+        "so that later epochs cost only the prompts: off, a size such as 500M or 8G, or auto, a "
+        "quarter of the memory, then half of the free disk (%(default)s)")  # fmt: skip
     add_machine_flags(parser)
     return parser.parse_args(argv)
+
+
+def budget(text):
+    """argparse type: auto, off (0), or a size in bytes with K, M or G."""
+    if text in ("auto", "off"):
+        return text if text == "auto" else 0
+    unit = {"K": 10**3, "M": 10**6, "G": 10**9}.get(text[-1:].upper(), 1)
+    if not text.rstrip("KMGkmg").isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is neither auto, off nor a size such as 8G")
+    return int(text.rstrip("KMGkmg")) * unit
 
 
 def positive(text):
@@ -139,10 +153,13 @@ def learning_rate(step, total):
     return (step + 1) / warm if step < warm else (total - step) / (total - warm + 1)
 
 
-def train_step(gpt2, prompts, optimizer, ids, lengths, labels):
-    """One step of K prompts: ids (B, T), lengths (B,), labels (B,) -> losses (K,), correct (K,)."""
+def train_step(gpt2, prompts, optimizer, ids, lengths, labels, past=None):
+    """One step of K prompts: ids (B, T), lengths (B,), labels (B,) -> losses (K,), correct (K,).
+
+    past: the keys and values of the texts, where these have been read before.
+    """
     # ---- the learning algorithm -------------------------------------------------------------
-    logits = classify(gpt2, prompts, ids, lengths)  # (K, B, N)
+    logits = classify(gpt2, prompts, ids, lengths, past)  # (K, B, N)
     loss = losses(logits, labels)  # (K,)
     optimizer.zero_grad()
     loss.sum().backward()  # the sum, so that no gradient depends on the number of prompts
@@ -201,7 +218,56 @@ def open_model(args):
     return gpt2, tokenizer, base
 
 
-def fit(args, total, gpt2, trials, train_set, held_set, log, save):
+class TextCache:
+    """Keys and values of training batches, kept from the first epoch: texts never change.
+
+    In memory as far as the budget goes, then in files of the run folder; what fits in neither is
+    read again in every epoch.  Kept or read again, the bits are the same.
+    """
+
+    def __init__(self, memory, disk, folder):
+        self.memory, self.disk, self.folder, self.kept = memory, disk, folder, {}
+
+    @classmethod
+    def plan(cls, args, out, gpt2, train_set):
+        """The cache that --cache-text asks for, saying what it will hold and why not more."""
+        L, C, weight = gpt2.config.n_layer, gpt2.config.n_embd, gpt2.wte.weight
+        plan = batches(train_set, args.batch_size, epoch=0)
+        tokens = sum(len(batch) * max(len(train_set[i][0]) for i in batch) for batch in plan)
+        need = tokens * L * 2 * C * weight.element_size()
+        memory, disk = args.cache_text, 0
+        if args.cache_text == "auto":
+            memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+            if weight.device.type == "cuda":
+                memory = torch.cuda.mem_get_info(weight.device)[0] // 2
+            disk = shutil.disk_usage(out).free // 2
+        if (args.steps or args.epochs * len(plan)) <= len(plan):
+            memory = disk = 0  # nothing is read twice
+        held, filed = min(need, memory), max(0, min(need - memory, disk))
+        print(f"keys and values of the texts: {need / 1e9:.2f} GB, of which {held / 1e9:.2f} are "
+              f"kept in memory and {filed / 1e9:.2f} on disk")  # fmt: skip
+        return cls(memory, disk, out / "text-cache")
+
+    def read(self, gpt2, indices, ids):
+        """Keys and values (L, 2, B, H, T, D) of the batch with these indices and ids (B, T)."""
+        key = indices[0]  # no other batch holds it
+        if key in self.kept:
+            return self.kept[key].to(ids.device)
+        past = gpt2.read(ids)
+        if past.nbytes <= self.memory:
+            self.memory -= past.nbytes
+            self.kept[key] = past
+        elif past.nbytes <= self.disk:
+            self.disk -= past.nbytes
+            self.folder.mkdir(exist_ok=True)
+            path = self.folder / str(key)
+            past.flatten().view(torch.uint8).cpu().numpy().tofile(path)
+            self.kept[key] = torch.from_file(str(path), size=past.numel(), dtype=past.dtype)
+            self.kept[key] = self.kept[key].view(past.shape)
+        return past
+
+
+def fit(args, total, gpt2, trials, train_set, held_set, cache, log, save):
     """The loop: train every trial for `total` steps; after each epoch keep what became better."""
     device = gpt2.wte.weight.device
     groups = [{"params": [parameter], "peak": peak} for trial in trials
@@ -213,11 +279,12 @@ def fit(args, total, gpt2, trials, train_set, held_set, log, save):
         prompts = [trial.prompt for trial in active]
         recent, since, timed = [], None, 0  # steps since the last line of the log, and their rate
         for indices in batches(train_set, args.batch_size, epoch)[: total - step]:
-            batch = (tensor.to(device) for tensor in collate([train_set[i] for i in indices]))
+            batch = [tensor.to(device) for tensor in collate([train_set[i] for i in indices])]
+            past = cache.read(gpt2, indices, batch[0])
             share = learning_rate(step, total)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * share
-            loss, correct = train_step(gpt2, prompts, optimizer, *batch)
+            loss, correct = train_step(gpt2, prompts, optimizer, *batch, past)
             recent.append((loss * len(indices), correct, len(indices)))
             step, timed = step + 1, timed + len(indices)
             bar.update()
@@ -295,10 +362,13 @@ def main(argv=None):
                   file=metrics)  # fmt: skip
 
         try:
-            fit(args, total, gpt2, trials, train_set, held_set, log, save)
+            cache = TextCache.plan(args, out, gpt2, train_set)
+            fit(args, total, gpt2, trials, train_set, held_set, cache, log, save)
         except KeyboardInterrupt:
             print(f"stopped; the best of the whole epochs is in {out / 'prompts'}", file=sys.stderr)
             raise
+        finally:
+            shutil.rmtree(out / "text-cache", ignore_errors=True)
 
     # Dev is looked at for the first time here (unless --select-on dev asked for it before).
     for trial in trials:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 import evaluate
 import train
-from model import load_gpt2, load_prompt
+from model import GPT2, load_gpt2, load_prompt
 
 GOOD, BAD = "fine lovely great warm witty".split(), "dull awful cold flat stale".split()
 
@@ -106,6 +106,34 @@ def test_the_same_command_writes_the_same_bytes(place):
         assert (place / "a" / name).read_bytes() == (place / "b" / name).read_bytes()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_kept_texts_change_no_bit(place, dtype, capsys, monkeypatch):
+    """Without a cache, in memory, in files, and partly in each: the same bytes, and nothing left over."""
+    read, counted = GPT2.read, []
+    monkeypatch.setattr(GPT2, "read", lambda self, ids: counted.append(len(ids)) or read(self, ids))
+    results, reads, files = [], [], []
+    monkeypatch.setattr(train.shutil, "rmtree", lambda path, remove=shutil.rmtree, **more: (
+        files.append(len(os.listdir(path)) if os.path.exists(path) else 0), remove(path, **more)))  # fmt: skip
+    for memory, disk in ((0, 0), (10**9, 0), (0, 10**9), (15_000, 15_000)):
+        monkeypatch.setattr(train.os, "sysconf", lambda name, memory=memory: memory * 4 if "PAGES" in name else 1)
+        monkeypatch.setattr(train.shutil, "disk_usage", lambda path, disk=disk: type("Usage", (), {"free": disk * 2}))
+        counted.clear()
+        out = f"{memory}-{disk}"
+        run("--epochs", 3, "--dtype", dtype, out=out)
+        reads.append(len(counted))
+        results.append([(place / out / name).read_bytes() for name in ("summary.json", "prompts/p10-s0/prompt.safetensors")])
+        assert not (place / out / "text-cache").exists()
+    assert results[0] == results[1] == results[2] == results[3]
+    assert reads[0] - reads[1] == reads[0] - reads[2] == 14 and reads[1] < reads[3] < reads[0]  # 2 epochs of 7 batches
+    assert files[0] == files[1] == 0 and files[2] == 7 and 0 < files[3] < 7
+    assert "GB, of which" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text,size", [("off", 0), ("500M", 5 * 10**8), ("2g", 2 * 10**9), ("77", 77), ("auto", "auto")])
+def test_cache_sizes(text, size):
+    assert train.budget(text) == size
+
+
 def test_best_only_ever_improves_and_patience_ends_it(place):
     trial = train.Trial("p", 0, 0.1, torch.nn.Linear(1, 1), [], best={})
     kept = [trial.consider({"accuracy": a, "loss": l}, epoch) for epoch, (a, l) in enumerate(
@@ -191,6 +219,7 @@ REFUSED = {
     "negative epochs": (["--epochs", "-1"], None, "--epochs"),
     "unknown device": (["--device", "warp"], None, "warp"),
     "absent device": (["--device", "cuda:9"], None, "cuda:9"),
+    "cache of no size": (["--cache-text", "much"], None, "--cache-text"),
     "unknown dtype": (["--dtype", "int8"], None, "int8"),
     "unknown model": (["--model", "gpt5"], None, "gpt5"),
     "unknown data": (["--data", "imdb"], None, "imdb"),

@@ -16,3 +16,290 @@ are what to read.  The peers need `pip install -e '.[bench]'`.
 (e) this project, six prompts of 1 2 5 10 20 50 tokens in a pack, and the same six one after the other
 (f) the floor: nothing but (d)'s matrix products, forward and backward
 """
+
+import argparse
+import ctypes
+import json
+import math
+import os
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+import torch.nn.functional as F
+
+from data import ROOT, Tokenizer, batches, collate, read_split
+from evaluate import body_dtype, device_of
+from model import GPT2, GPT2Config, Prompt
+from train import train_step
+
+SIZES = {"tiny": (256, 6, 4), "gpt2": (768, 12, 12), "gpt2-medium": (1024, 24, 16), "gpt2-large": (1280, 36, 20)}
+PACK = (1, 2, 5, 10, 20, 50)
+V, POSITIONS = 50257, 1024
+
+
+# ---- the contenders: each a function that trains one step on a batch (ids, lengths, labels) -------
+
+
+def ours(gpt2, sizes, pasts=None):
+    """This project: prompts of these sizes in one pack; pasts: {id of a batch: its keys and values}"""
+    C = gpt2.config.n_embd
+    prompts = [Prompt(gpt2.wte.weight[300 : 300 + P].float(), torch.zeros(2, C)) for P in sizes]
+    prompts = [prompt.to(gpt2.wte.weight.device) for prompt in prompts]
+    optimizer = torch.optim.AdamW([tensor for prompt in prompts for tensor in prompt.parameters()], lr=1e-3)
+    return lambda batch: train_step(gpt2, prompts, optimizer, *batch, past=pasts and pasts[id(batch)])
+
+
+def hugging_face(size, device):
+    """GPT2ForSequenceClassification with random weights, frozen, without dropout (which spares it some work)"""
+    from transformers import GPT2Config, GPT2ForSequenceClassification
+
+    C, L, H = SIZES[size]
+    config = GPT2Config(vocab_size=V, n_embd=C, n_layer=L, n_head=H, num_labels=2, pad_token_id=0)
+    return GPT2ForSequenceClassification(config).to(device).eval().requires_grad_(False)
+
+
+def autocast(device, on):
+    return torch.autocast(device.type, torch.bfloat16, enabled=on)
+
+
+def post(base, P, bf16):
+    """The blog post's way: text and prompt embedded in one sequence, all of it read with gradient"""
+    device = base.device
+    prompt = torch.nn.Parameter(base.transformer.wte.weight[300 : 300 + P].detach().clone())
+    base.score.requires_grad_(True)
+    optimizer = torch.optim.AdamW([prompt, base.score.weight], lr=1e-3)
+
+    def step(batch):
+        ids, lengths, labels = batch
+        x = F.pad(base.transformer.wte(ids), (0, 0, 0, P))  # (B, T+P, C)
+        mask = torch.zeros(x.shape[:2], device=device)
+        for row, length in enumerate(lengths.tolist()):
+            x[row, length : length + P] = prompt
+            mask[row, : length + P] = 1
+        with autocast(device, bf16):
+            loss = base(inputs_embeds=x, attention_mask=mask, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def peft_prompt_tuning(base, P):
+    from peft import PromptTuningConfig, get_peft_model
+
+    model = get_peft_model(base, PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=P)).to(base.device).eval()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+
+    def step(batch):
+        ids, lengths, labels = batch
+        mask = (torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]).long()
+        with autocast(base.device, True):
+            loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def products(gpt2, P, read=True):
+    """(forward, backward) pairs of (rows, weight): the matrix products of one of our steps, and no more"""
+
+    def layers(rows, last_rows):
+        for i, block in enumerate(gpt2.h):
+            yield rows, block.attn.c_attn.weight
+            after = last_rows if i == len(gpt2.h) - 1 else rows
+            for layer in (block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj):
+                yield after, layer.weight
+
+    def of(batch):
+        B, T = batch[0].shape
+        prompt = list(layers(B * P, B))
+        return (list(layers(B * T, 0)) if read else []) + prompt, prompt
+
+    return of
+
+
+@torch.no_grad()
+def run_products(gpt2, P, read=True):
+    of, inputs = products(gpt2, P, read), {}
+
+    def times(rows, channels):
+        if (rows, channels) not in inputs:
+            inputs[rows, channels] = torch.randn(rows, channels, dtype=gpt2.wte.weight.dtype, device=gpt2.wte.weight.device)
+        return inputs[rows, channels]
+
+    def step(batch):
+        forward, backward = of(batch)
+        for rows, weight in forward:
+            F.linear(times(rows, weight.shape[1]), weight)
+        for rows, weight in backward:
+            times(rows, weight.shape[0]) @ weight
+
+    return step
+
+
+# ---- measuring ----------------------------------------------------------------------------------
+
+
+def synchronize(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds(step, todo, device):
+    synchronize(device)
+    start = time.perf_counter()
+    for batch in todo:
+        step(batch)
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def peak_bytes(step, batch, device):
+    """Memory of one step above what was held before it (weights included in what was held)."""
+    synchronize(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step(batch)
+        return torch.cuda.max_memory_allocated(device) - before
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    status = lambda key: int(next(l for l in open("/proc/self/status") if l.startswith(key)).split()[1]) * 1024
+    before = status("VmRSS")
+    step(batch)
+    return status("VmHWM") - before
+
+
+def graph_bytes(step, batch):
+    """What autograd keeps for the backward pass: bytes of storages made during the forward pass."""
+    kept, texts = {}, set()
+    read = GPT2.read
+
+    def note(self, ids):
+        pairs = read(self, ids)
+        texts.update(t.untyped_storage().data_ptr() for pair in pairs for t in pair)
+        return pairs
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    GPT2.read = note
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            step(batch)
+    finally:
+        GPT2.read = read
+    return kept, texts
+
+
+def make_batches(args, device):
+    """Some batches as training draws them, their lengths spread as in the data; or all of --text-tokens."""
+    tokenizer = Tokenizer(ROOT / "weights/tiny/merges.txt")
+    examples = [(tokenizer.encode(text), label) for text, label in read_split(args.data, "train")]
+    if args.text_tokens:
+        joined = [i for ids, _ in examples for i in ids]
+        T = args.text_tokens
+        examples = [(joined[i : i + T], i // T % 2) for i in range(0, len(joined) - T, T)]
+    drawn = [b for b in batches(examples, args.batch_size, epoch=1) if len(b) == args.batch_size]
+    drawn.sort(key=lambda b: sum(len(examples[i][0]) for i in b))
+    chosen = [drawn[int((i + 0.5) * len(drawn) / args.batches)] for i in range(args.batches)]
+    return [tuple(t.to(device) for t in collate([examples[i] for i in b])) for b in chosen]
+
+
+def parse_args(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--size", choices=SIZES, default="gpt2", help="geometry of the model (%(default)s)")
+    add("--data", default="reviews", help="data set whose batches are taken (%(default)s)")
+    add("--text-tokens", type=int, help="texts of exactly so many tokens instead")
+    add("--prompt-tokens", type=int, default=20, help="length of the prompt (%(default)s)")
+    add("--batch-size", type=int, default=32, help="(%(default)s)")
+    add("--batches", type=int, default=3, help="batches in a round (%(default)s)")
+    add("--rounds", type=int, default=5, help="(%(default)s)")
+    add("--device", type=device_of, default="cpu", help="(%(default)s)")
+    add("--json", help="file to write the figures to")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    device, P = args.device, args.prompt_tokens
+    C, L, H = SIZES[args.size]
+    torch.manual_seed(0)
+    todo = make_batches(args, device)
+    dtype = body_dtype("auto", device)
+    gpt2 = GPT2(GPT2Config(V, POSITIONS, C, L, H)).to(device, dtype).requires_grad_(False)
+    pasts = {id(batch): gpt2.read(batch[0]) for batch in todo}
+
+    contenders = {"d  ours": ours(gpt2, [P]), "d' ours, texts read before": ours(gpt2, [P], pasts),
+                  "e  ours, six in a pack": ours(gpt2, PACK)}  # fmt: skip
+    contenders |= {f"e  ours, {p} alone": ours(gpt2, [p]) for p in PACK}
+    contenders |= {"f  floor of d": run_products(gpt2, P), "f' floor of d'": run_products(gpt2, P, read=False)}
+    try:
+        base = hugging_face(args.size, device)
+        contenders |= {"a  post, float32": post(base, P, False), "b  post, bf16 autocast": post(base, P, True)}
+        if not args.text_tokens:  # it takes long, and on long texts says nothing new
+            contenders |= {f"a  post, float32, {p}": post(base, p, False) for p in PACK}
+        contenders["c  PEFT, bf16 autocast"] = peft_prompt_tuning(hugging_face(args.size, device), P)
+    except ImportError as error:
+        print(f"without some peers: {error}", file=sys.stderr)
+
+    times = {name: [] for name in contenders}
+    for round in range(-1, args.rounds):  # the first is warm-up
+        for name, step in contenders.items():
+            spent = seconds(step, todo, device)
+            if round >= 0:
+                times[name].append(spent)
+    median = {name: statistics.median(spent) for name, spent in times.items()}
+    n = args.batch_size * len(todo)
+    longest = max(todo, key=lambda batch: batch[0].shape[1])
+    memory = {name: peak_bytes(step, longest, device) for name, step in contenders.items()}
+    kept, texts = graph_bytes(contenders["d  ours"], longest)
+    weights = {p.untyped_storage().data_ptr() for p in gpt2.parameters()}
+    graph = sum(size for pointer, size in kept.items() if pointer not in texts | weights)
+    forward, backward = products(gpt2, P)(todo[0])
+    tokens = [tuple(batch[0].shape) for batch in todo]
+
+    rows = [(name, n / median[name], median[name] / median["d  ours"], memory[name] / 2**20) for name in contenders]
+    print(f"{args.size}, P = {P}, batches {tokens}, {dtype}, {device}, {args.rounds} rounds, medians")
+    for name, rate, ratio, peak in rows:
+        print(f"{name:28} {rate:9.1f} examples/s   {ratio:6.2f} x the time of d   step peak {peak:8.1f} MiB")
+    ratios = {}
+    if "a  post, float32" in median:
+        ratios["a / d"] = median["a  post, float32"] / median["d  ours"]
+        ratios["memory a / d"] = memory["a  post, float32"] / memory["d  ours"]
+        ratios["a / d'"] = median["a  post, float32"] / median["d' ours, texts read before"]
+        ratios["b / d"] = median["b  post, bf16 autocast"] / median["d  ours"]
+        ratios["b / d'"] = median["b  post, bf16 autocast"] / median["d' ours, texts read before"]
+    if "a  post, float32, 1" in median:
+        ratios["six of a / pack"] = sum(median[f"a  post, float32, {p}"] for p in PACK) / median["e  ours, six in a pack"]
+    if "c  PEFT, bf16 autocast" in median:
+        ratios["c / d"] = median["c  PEFT, bf16 autocast"] / median["d  ours"]
+        ratios["c / d'"] = median["c  PEFT, bf16 autocast"] / median["d' ours, texts read before"]
+    ratios["six alone / pack"] = sum(median[f"e  ours, {p} alone"] for p in PACK) / median["e  ours, six in a pack"]
+    ratios["floor / d"] = median["f  floor of d"] / median["d  ours"]
+    ratios["floor / d'"] = median["f' floor of d'"] / median["d' ours, texts read before"]
+    flops = sum(2 * rows * w.numel() for batch in todo for part in products(gpt2, P)(batch) for rows, w in part)
+    print(f"autograd graph of d: {graph / 2**20:.1f} MiB;  rate of the floor: {flops / median['f  floor of d'] / 1e9:.0f} GFLOP/s")
+    print("ratios: " + ",  ".join(f"{name} {value:.2f}" for name, value in ratios.items()))
+    if args.json:
+        versions = {"python": platform.python_version(), "torch": torch.__version__}
+        chip = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+        figures = {"argv": sys.argv[1:] if argv is None else argv, "versions": versions, "chip": chip, "cores": os.cpu_count(),
+                   "batches": tokens, "seconds": times, "peak_bytes": memory, "graph_bytes": graph, "ratios": ratios}  # fmt: skip
+        Path(args.json).write_text(json.dumps(figures, indent=2) + "\n")
+    return ratios
+
+
+if __name__ == "__main__":
+    main()

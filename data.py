@@ -304,14 +304,17 @@ def hold_out(examples, size, seed=0):
 # ---- batches --------------------------------------------------------------------------------
 
 
-def collate(examples):
+def collate(examples, multiple=1):
     """[(ids, label)] -> ids int64 (B, T), padded on the right, lengths int64 (B,), labels (B,).
+
+    T is the longest length, rounded up to a multiple, for those who want few different shapes.
 
     Lengths travel with the batch; nothing ever guesses them from pad ids.  Integer labels come as
     int64, the labels of a regression as float32.
     """
     lengths = [len(ids) for ids, _ in examples]
-    ids = torch.zeros(len(examples), max(lengths), dtype=torch.int64)
+    T = math.ceil(max(lengths) / multiple) * multiple
+    ids = torch.zeros(len(examples), T, dtype=torch.int64)
     for row, (tokens, _) in zip(ids, examples):
         row[: len(tokens)] = torch.tensor(tokens)
     return ids, torch.tensor(lengths), torch.tensor([label for _, label in examples])

@@ -70,6 +70,8 @@ def parse_args(argv):
     add("--cache-text", type=budget, default="auto", help="memory for the texts' keys and values, "
         "so that later epochs cost only the prompts: off, a size such as 500M or 8G, or auto, a "
         "quarter of the memory, then half of the free disk (%(default)s)")  # fmt: skip
+    add("--compile", action="store_true", help="compile the model first, on CUDA into graphs: for "
+        "long runs, since the first steps take minutes")  # fmt: skip
     add_machine_flags(parser)
     return parser.parse_args(argv)
 
@@ -273,13 +275,15 @@ def fit(args, total, gpt2, trials, train_set, held_set, cache, log, save):
     groups = [{"params": [parameter], "peak": peak} for trial in trials
               for parameter, peak in ((trial.prompt.vectors, trial.lr),
                                       (trial.prompt.head, args.head_lr))]  # fmt: skip
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
+    # A graph serves one shape, so a compiled model is given few; pads change no result.
+    multiple = math.gcd(8, gpt2.config.n_positions) if args.compile else 1
     bar, step, active = tqdm(total=total, unit="step", disable=None), 0, trials
     for epoch in itertools.count(1):
         prompts = [trial.prompt for trial in active]
         recent, since, timed = [], None, 0  # steps since the last line of the log, and their rate
         for indices in batches(train_set, args.batch_size, epoch)[: total - step]:
-            batch = [tensor.to(device) for tensor in collate([train_set[i] for i in indices])]
+            batch = [tensor.to(device) for tensor in collate([train_set[i] for i in indices], multiple)]
             past = cache.read(gpt2, indices, batch[0])
             share = learning_rate(step, total)
             for group in optimizer.param_groups:
@@ -320,6 +324,8 @@ def main(argv=None):
         encode(tokenizer, pairs, gpt2.config.n_positions, max(args.prompt_tokens))
         for pairs in (train, held, dev)
     )
+    if args.compile:
+        gpt2.compile(mode="reduce-overhead", dynamic=True)
     total = args.steps or args.epochs * math.ceil(len(train_set) / args.batch_size)
     dtype = str(gpt2.wte.weight.dtype).removeprefix("torch.")
     texts = {"train": len(train_set), args.select_on: len(held_set), "dev": len(dev_set)}

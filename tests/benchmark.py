@@ -1,6 +1,6 @@
 """How fast training is, beside the peers, in one process and one run.
 
-    python tests/benchmark.py                         gpt2 geometry, reviews, about ten minutes on two cores
+    python tests/benchmark.py                         gpt2 geometry, reviews, some ten minutes on two cores
     python tests/benchmark.py --data FOLDER           the batches of another data set, such as SST-2's
     python tests/benchmark.py --text-tokens 256 --prompt-tokens 5
     python tests/benchmark.py --device cuda --size gpt2-large
@@ -14,15 +14,20 @@ are what to read.  The peers need `pip install -e '.[bench]'`.
 (c) PEFT prompt tuning (SEQ_CLS), bfloat16 autocast
 (d) this project, one prompt                     (d') the same with the text's keys and values kept from before
 (e) this project, six prompts of 1 2 5 10 20 50 tokens in a pack, and the same six one after the other
-(f) the floor: nothing but (d)'s matrix products, forward and backward
+(f) the floor: nothing but (d)'s matrix products, forward and backward      (f') nothing but those of (d')
+On CUDA also (dc) and (ec): (d) and (e) with the body compiled into CUDA graphs, as train.py --compile does.
+
+Where the hardware does not multiply bfloat16 fast, this project computes in float32, and so does (c), since emulated
+bfloat16 would only make a peer look slow; (b) is left out.
 """
 
 import argparse
+import copy
 import ctypes
 import json
-import math
 import os
 import platform
+import re
 import statistics
 import sys
 import time
@@ -32,6 +37,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 import torch.nn.functional as F
+from tqdm import trange
 
 from data import ROOT, Tokenizer, batches, collate, read_split
 from evaluate import body_dtype, device_of
@@ -41,6 +47,7 @@ from train import train_step
 SIZES = {"tiny": (256, 6, 4), "gpt2": (768, 12, 12), "gpt2-medium": (1024, 24, 16), "gpt2-large": (1280, 36, 20)}
 PACK = (1, 2, 5, 10, 20, 50)
 V, POSITIONS = 50257, 1024
+SST2_ROWS = 67_349
 
 
 # ---- the contenders: each a function that trains one step on a batch (ids, lengths, labels) -------
@@ -51,7 +58,7 @@ def ours(gpt2, sizes, pasts=None):
     C = gpt2.config.n_embd
     prompts = [Prompt(gpt2.wte.weight[300 : 300 + P].float(), torch.zeros(2, C)) for P in sizes]
     prompts = [prompt.to(gpt2.wte.weight.device) for prompt in prompts]
-    optimizer = torch.optim.AdamW([tensor for prompt in prompts for tensor in prompt.parameters()], lr=1e-3)
+    optimizer = torch.optim.AdamW([tensor for p in prompts for tensor in p.parameters()], lr=1e-3, fused=True)
     return lambda batch: train_step(gpt2, prompts, optimizer, *batch, past=pasts and pasts[id(batch)])
 
 
@@ -91,7 +98,7 @@ def post(base, P, bf16):
     return step
 
 
-def peft_prompt_tuning(base, P):
+def peft_prompt_tuning(base, P, bf16):
     from peft import PromptTuningConfig, get_peft_model
 
     model = get_peft_model(base, PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=P)).to(base.device).eval()
@@ -100,7 +107,7 @@ def peft_prompt_tuning(base, P):
     def step(batch):
         ids, lengths, labels = batch
         mask = (torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]).long()
-        with autocast(base.device, True):
+        with autocast(base.device, bf16):
             loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
         optimizer.zero_grad()
         loss.backward()
@@ -173,7 +180,10 @@ def peak_bytes(step, batch, device):
         return torch.cuda.max_memory_allocated(device) - before
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-    status = lambda key: int(next(l for l in open("/proc/self/status") if l.startswith(key)).split()[1]) * 1024
+
+    def status(key):
+        return 1024 * int(re.search(rf"{key}:\s*(\d+) kB", Path("/proc/self/status").read_text())[1])
+
     before = status("VmRSS")
     step(batch)
     return status("VmHWM") - before
@@ -231,72 +241,83 @@ def parse_args(argv):
     return parser.parse_args(argv)
 
 
+LABELS = {
+    "a": "the post, float32", "b": "the post, bf16 autocast", "c": "PEFT prompt tuning", "d": "ours", "d'": "ours, texts kept",
+    "dc": "ours, compiled", "e": "ours, six in a pack", "ec": "the pack, compiled", "f": "floor of d", "f'": "floor of d'",
+}  # fmt: skip
+RATIOS = ("a/d", "b/d", "c/d", "a/d'", "b/d'", "c/d'", "d/dc", "e/ec", "a6/e", "e6/e", "f/d", "f'/d'")
+
+
+def make_contenders(args, gpt2, todo):
+    """{name: step}; "a5" is (a) with a prompt of 5 tokens, "e5" is (e)'s prompt of 5 tokens alone"""
+    P, device, bf16 = args.prompt_tokens, args.device, gpt2.wte.weight.dtype == torch.bfloat16
+    pasts = {id(batch): gpt2.read(batch[0]) for batch in todo}
+    steps = {"d": ours(gpt2, [P]), "d'": ours(gpt2, [P], pasts), "e": ours(gpt2, PACK)}
+    steps |= {f"e{p}": ours(gpt2, [p]) for p in PACK}
+    steps |= {"f": run_products(gpt2, P), "f'": run_products(gpt2, P, read=False)}
+    if device.type == "cuda":
+        compiled = copy.copy(gpt2)  # with the same weights
+        compiled.compile(mode="reduce-overhead", dynamic=True)
+        steps |= {"dc": ours(compiled, [P]), "ec": ours(compiled, PACK)}
+    try:
+        base = hugging_face(args.size, device)
+        steps["a"] = post(base, P, False)
+        if bf16:
+            steps["b"] = post(base, P, True)
+        if not args.text_tokens:  # it takes long, and on long texts says nothing new
+            steps |= {f"a{p}": post(base, p, False) for p in PACK}
+        steps["c"] = peft_prompt_tuning(hugging_face(args.size, device), P, bf16)
+    except ImportError as error:
+        print(f"without some peers: {error}", file=sys.stderr)
+    return dict(sorted(steps.items()))
+
+
 def main(argv=None):
     args = parse_args(argv)
     device, P = args.device, args.prompt_tokens
     C, L, H = SIZES[args.size]
     torch.manual_seed(0)
     todo = make_batches(args, device)
+    shapes = [tuple(batch[0].shape) for batch in todo]
     dtype = body_dtype("auto", device)
     gpt2 = GPT2(GPT2Config(V, POSITIONS, C, L, H)).to(device, dtype).requires_grad_(False)
-    pasts = {id(batch): gpt2.read(batch[0]) for batch in todo}
-
-    contenders = {"d  ours": ours(gpt2, [P]), "d' ours, texts read before": ours(gpt2, [P], pasts),
-                  "e  ours, six in a pack": ours(gpt2, PACK)}  # fmt: skip
-    contenders |= {f"e  ours, {p} alone": ours(gpt2, [p]) for p in PACK}
-    contenders |= {"f  floor of d": run_products(gpt2, P), "f' floor of d'": run_products(gpt2, P, read=False)}
-    try:
-        base = hugging_face(args.size, device)
-        contenders |= {"a  post, float32": post(base, P, False), "b  post, bf16 autocast": post(base, P, True)}
-        if not args.text_tokens:  # it takes long, and on long texts says nothing new
-            contenders |= {f"a  post, float32, {p}": post(base, p, False) for p in PACK}
-        contenders["c  PEFT, bf16 autocast"] = peft_prompt_tuning(hugging_face(args.size, device), P)
-    except ImportError as error:
-        print(f"without some peers: {error}", file=sys.stderr)
+    contenders = make_contenders(args, gpt2, todo)
 
     times = {name: [] for name in contenders}
-    for round in range(-1, args.rounds):  # the first is warm-up
+    for round in trange(-1, args.rounds, unit="round", disable=None):  # the first is warm-up
         for name, step in contenders.items():
             spent = seconds(step, todo, device)
             if round >= 0:
                 times[name].append(spent)
     median = {name: statistics.median(spent) for name, spent in times.items()}
-    n = args.batch_size * len(todo)
+    for six in "ae":
+        if f"{six}{PACK[0]}" in median:
+            median[f"{six}6"] = sum(median[f"{six}{p}"] for p in PACK)
     longest = max(todo, key=lambda batch: batch[0].shape[1])
-    memory = {name: peak_bytes(step, longest, device) for name, step in contenders.items()}
-    kept, texts = graph_bytes(contenders["d  ours"], longest)
+    memory = {name: peak_bytes(contenders[name], longest, device) for name in LABELS if name in contenders}
+    kept, texts = graph_bytes(contenders["d"], longest)
     weights = {p.untyped_storage().data_ptr() for p in gpt2.parameters()}
     graph = sum(size for pointer, size in kept.items() if pointer not in texts | weights)
-    forward, backward = products(gpt2, P)(todo[0])
-    tokens = [tuple(batch[0].shape) for batch in todo]
-
-    rows = [(name, n / median[name], median[name] / median["d  ours"], memory[name] / 2**20) for name in contenders]
-    print(f"{args.size}, P = {P}, batches {tokens}, {dtype}, {device}, {args.rounds} rounds, medians")
-    for name, rate, ratio, peak in rows:
-        print(f"{name:28} {rate:9.1f} examples/s   {ratio:6.2f} x the time of d   step peak {peak:8.1f} MiB")
-    ratios = {}
-    if "a  post, float32" in median:
-        ratios["a / d"] = median["a  post, float32"] / median["d  ours"]
-        ratios["memory a / d"] = memory["a  post, float32"] / memory["d  ours"]
-        ratios["a / d'"] = median["a  post, float32"] / median["d' ours, texts read before"]
-        ratios["b / d"] = median["b  post, bf16 autocast"] / median["d  ours"]
-        ratios["b / d'"] = median["b  post, bf16 autocast"] / median["d' ours, texts read before"]
-    if "a  post, float32, 1" in median:
-        ratios["six of a / pack"] = sum(median[f"a  post, float32, {p}"] for p in PACK) / median["e  ours, six in a pack"]
-    if "c  PEFT, bf16 autocast" in median:
-        ratios["c / d"] = median["c  PEFT, bf16 autocast"] / median["d  ours"]
-        ratios["c / d'"] = median["c  PEFT, bf16 autocast"] / median["d' ours, texts read before"]
-    ratios["six alone / pack"] = sum(median[f"e  ours, {p} alone"] for p in PACK) / median["e  ours, six in a pack"]
-    ratios["floor / d"] = median["f  floor of d"] / median["d  ours"]
-    ratios["floor / d'"] = median["f' floor of d'"] / median["d' ours, texts read before"]
     flops = sum(2 * rows * w.numel() for batch in todo for part in products(gpt2, P)(batch) for rows, w in part)
-    print(f"autograd graph of d: {graph / 2**20:.1f} MiB;  rate of the floor: {flops / median['f  floor of d'] / 1e9:.0f} GFLOP/s")
-    print("ratios: " + ",  ".join(f"{name} {value:.2f}" for name, value in ratios.items()))
+
+    ratios = {pair: median[a] / median[b] for pair in RATIOS for a, b in [pair.split("/")] if {a, b} <= median.keys()}
+    if "a" in memory:
+        ratios["memory a/d"] = memory["a"] / memory["d"]
+    n = args.batch_size * len(todo)
+    print(f"{args.size}, P = {P}, batches {shapes}, {dtype} on {device}, medians of {args.rounds} rounds")
+    for name in memory:
+        print(f"{name:3} {LABELS[name]:24} {n / median[name]:9.1f} examples/s  {median[name] / median['d']:6.2f} x d's time"
+              f"  step's peak {memory[name] / 2**20:7.1f} MiB")  # fmt: skip
+    print(f"autograd graph of d {graph / 2**20:.1f} MiB; matrix products alone {flops / median['f'] / 1e9:.0f} GFLOP/s")
+    print("times: " + "  ".join(f"{pair} {value:.2f}" for pair, value in ratios.items()))
+    sweep = SST2_ROWS * 3 / n * min(median["e"], median.get("ec", median["e"]))
+    print(f"SST-2's {SST2_ROWS:,} rows x 3 epochs with the pack, projected from these steps: {sweep / 3600:.1f} hours")
     if args.json:
-        versions = {"python": platform.python_version(), "torch": torch.__version__}
         chip = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+        versions = {"python": platform.python_version(), "torch": torch.__version__}
         figures = {"argv": sys.argv[1:] if argv is None else argv, "versions": versions, "chip": chip, "cores": os.cpu_count(),
-                   "batches": tokens, "seconds": times, "peak_bytes": memory, "graph_bytes": graph, "ratios": ratios}  # fmt: skip
+                   "dtype": str(dtype), "batches": shapes, "seconds": times, "peak_bytes": memory, "graph_bytes": graph,
+                   "ratios": ratios, "sweep_seconds": sweep}  # fmt: skip
         Path(args.json).write_text(json.dumps(figures, indent=2) + "\n")
     return ratios
 

@@ -149,6 +149,7 @@ def test_collate_pads_right_and_carries_lengths():
     assert ids.tolist() == [[5, 6, 7], [8, 0, 0]] and lengths.tolist() == [3, 1] and labels.tolist() == [1, 0]
     assert ids.dtype == lengths.dtype == labels.dtype == torch.int64
     assert collate([([5], 0.5)])[2].dtype == torch.float32
+    assert [collate([([5] * n, 1)], 8)[0].shape[1] for n in (1, 8, 9)] == [8, 8, 16]
 
 
 def test_batches_cover_an_epoch_once_and_stay_together_in_a_new_order():

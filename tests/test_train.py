@@ -129,6 +129,22 @@ def test_kept_texts_change_no_bit(place, dtype, capsys, monkeypatch):
     assert "GB, of which" in capsys.readouterr().out
 
 
+def test_a_compiled_model_learns_the_same(place, monkeypatch):
+    """Traced by the real compiler, less its last stage (which needs a C++ compiler and minutes); to float32's rounding."""
+    compile = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, mode, dynamic: compile(self, backend="aot_eager", dynamic=dynamic))
+    shapes = []
+    read = GPT2.read
+    monkeypatch.setattr(GPT2, "read", lambda self, ids: shapes.append(ids.shape[1]) or read(self, ids))
+    run("--prompt-tokens", 2, 3, "--epochs", 2, "--cache-text", "off", out="plain")
+    widths, shapes[:] = set(shapes), []
+    run("--prompt-tokens", 2, 3, "--epochs", 2, "--cache-text", "off", "--compile", out="compiled")
+    assert len(widths) > 1 and 8 in shapes
+    for name in ("p2-s0", "p3-s0"):
+        (a, _), (b, _) = (load_prompt(f"{out}/prompts/{name}/prompt.safetensors") for out in ("plain", "compiled"))
+        assert (a.vectors - b.vectors).abs().max() < 1e-4 and (a.head - b.head).abs().max() < 1e-4
+
+
 @pytest.mark.parametrize("text,size", [("off", 0), ("500M", 5 * 10**8), ("2g", 2 * 10**9), ("77", 77), ("auto", "auto")])
 def test_cache_sizes(text, size):
     assert train.budget(text) == size

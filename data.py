@@ -1,6 +1,7 @@
 """Everything that brings bytes in: checkpoints, tokenizer, data sets, batches.
 
-checkpoint_folder and fingerprint, Tokenizer, clean and read_split, hold_out, collate and batches.
+checkpoint_folder and fingerprint, Tokenizer, clean and read_split, hold_out, collate and batches,
+TextCache.
 Whatever is wrong with a file ends in a ValueError or OSError whose one sentence names it.
 """
 
@@ -9,8 +10,10 @@ import hashlib
 import io
 import json
 import math
+import os
 import random
 import shutil
+import urllib.request
 import zipfile
 from pathlib import Path
 
@@ -32,6 +35,7 @@ SST2_MD5 = {
     "train.tsv": "da409a0a939379ed32a470bc0f7fe99a",
     "dev.tsv": "268856b487b2a31a28c0a93daaff7288",
 }
+SST2_LIMIT = 2**23  # bytes, more than any of these has
 LABEL_NAMES = {"reviews": ["negative", "positive"], "sst2": ["negative", "positive"]}
 
 
@@ -83,9 +87,9 @@ def download_checkpoint(repo, revision, folder):
     return folder
 
 
-def fingerprint(*paths, algorithm="sha256"):
-    """Hex digest of the contents of files, one after the other."""
-    digest = hashlib.new(algorithm)
+def fingerprint(*paths):
+    """sha256, in hex, of the contents of files, one after the other."""
+    digest = hashlib.sha256()
     for path in paths:
         with open(path, "rb") as file:
             while chunk := file.read(1 << 20):
@@ -142,14 +146,18 @@ class Tokenizer:
 # ---- data sets ------------------------------------------------------------------------------
 
 TEXT_RULE = "strip"
+LONGEST = 1024 * 128  # characters: GPT-2 reads 1,024 tokens, and none has more than 128 bytes
 
 
 def clean(text):
     """The one text rule, for training and predicting: no white space at either end.
 
     Every sentence of SST-2 ends in a space, which would become a token of its own, the very one
-    that the prompt follows.
+    that the prompt follows.  ValueError for what the tokenizer would garble or break on.
     """
+    text.encode()  # fails on half a surrogate pair, which JSON and a shell let through
+    if len(text) > LONGEST:
+        raise ValueError(f"the text has {len(text)} characters; cut it to {LONGEST}, more is not read")
     return text.strip()
 
 
@@ -179,7 +187,7 @@ def rows_of(path):
             glue = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
             style = glue if path.suffix == ".tsv" else {"strict": True}
             reader = csv.reader(io.StringIO(text, newline=""), **style)
-            columns, number = next(reader, []), 2
+            columns, number = dict.fromkeys(next(reader, [])), 2  # a name that comes twice is one
             for row in filter(None, reader):
                 number = reader.line_num
                 if len(row) != len(columns):
@@ -214,6 +222,25 @@ def split_file(data, split):
     return folder / found[0]
 
 
+def example_of(row, num_labels):
+    """{column: value} -> (text, label), cleaned and checked; ValueError says what is wrong."""
+    text, label = row.get("sentence", row.get("text")), row.get("label")
+    if text is None or label is None:
+        raise ValueError("columns sentence (or text) and label are needed")
+    if not isinstance(text, str) or not clean(text):
+        raise ValueError("the text is blank; remove the row")
+    try:
+        value = float(str(label).replace("_", "?"))  # neither true nor 1_0 is a number
+    except ValueError:
+        value = math.nan
+    if num_labels == 1 and not abs(value) <= torch.finfo(torch.float32).max:
+        raise ValueError(f"label {label!r:.40} is not a number of float32")
+    if num_labels > 1 and value not in range(num_labels):
+        hint = "; -1 marks test rows without labels: predict takes these" if value == -1 else ""
+        raise ValueError(f"label {label!r:.40} is not in 0 to {num_labels - 1} (--num-labels){hint}")
+    return clean(text), value if num_labels == 1 else int(value)
+
+
 def read_split(data, split, num_labels=2):
     """One split as a list of (text, label), cleaned and checked; ValueError names file and line.
 
@@ -222,24 +249,10 @@ def read_split(data, split, num_labels=2):
     """
     path, examples = split_file(data, split), []
     for number, row in rows_of(path):
-        text, label = row.get("sentence", row.get("text")), row.get("label")
         try:
-            value = float(label)
-        except (ValueError, TypeError):
-            value = math.nan
-        problem = None
-        if text is None or label is None:
-            problem = "columns sentence (or text) and label are needed"
-        elif not isinstance(text, str) or not clean(text):
-            problem = "the text is blank; remove the row"
-        elif num_labels == 1 and not math.isfinite(value):
-            problem = f"label {label!r} is not a number"
-        elif num_labels > 1 and value not in range(num_labels):
-            hint = "; -1 marks test rows without labels: predict takes these" if value == -1 else ""
-            problem = f"label {label!r} is not in 0 to {num_labels - 1} (--num-labels){hint}"
-        if problem:
-            raise ValueError(f"{path}, line {number}: {problem}")
-        examples.append((clean(text), value if num_labels == 1 else int(value)))
+            examples.append(example_of(row, num_labels))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from None
     if not examples:
         raise ValueError(f"{path} has no rows")
     return examples
@@ -247,19 +260,24 @@ def read_split(data, split, num_labels=2):
 
 def download_sst2(folder):
     """Fetch GLUE's SST-2, check it, and put train.tsv and dev.tsv into folder, both or none."""
+
+    def checked(name, file):
+        """The bytes of an open file, if they are the right ones; no more than these are read."""
+        with file:
+            content = file.read(SST2_LIMIT)
+        if hashlib.md5(content).hexdigest() != SST2_MD5[name]:
+            raise OSError(f"{name} came damaged: its md5 is not {SST2_MD5[name]}")
+        return content
+
     partial = folder.with_name(folder.name + ".part")
     partial.mkdir(exist_ok=True)
     try:
-        torch.hub.download_url_to_file(SST2_URL, str(partial / "SST-2.zip"))
-        for name, md5 in SST2_MD5.items():
-            if name != "SST-2.zip":
-                with zipfile.ZipFile(partial / "SST-2.zip") as archive:
-                    (partial / name).write_bytes(archive.read(f"SST-2/{name}"))
-            if fingerprint(partial / name, algorithm="md5") != md5:
-                raise OSError(f"{name} came damaged: its md5 is not {md5}")
-        (partial / "SST-2.zip").unlink()
+        fetched = checked("SST-2.zip", urllib.request.urlopen(SST2_URL, timeout=60))
+        archive = zipfile.ZipFile(io.BytesIO(fetched))
+        for name in ("train.tsv", "dev.tsv"):
+            (partial / name).write_bytes(checked(name, archive.open(f"SST-2/{name}")))
         partial.rename(folder)
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # an archive can be broken in more ways than zipfile has names for
         raise OSError(
             f"could not fetch SST-2 ({error}): check the network and run again, or unpack "
             f"train.tsv and dev.tsv of {SST2_URL} into {folder} by hand"
@@ -333,3 +351,59 @@ def batches(examples, size, epoch, seed=0):
     order = [i for pool in pools for i in sorted(pool, key=lambda i: len(examples[i][0]))]
     cut = [order[i : i + size] for i in range(0, len(order), size)]
     return random.Random(f"{seed}/{epoch}").sample(cut, len(cut))
+
+
+class TextCache:
+    """Keys and values of training batches, kept from the first epoch: texts never change.
+
+    In memory as far as the budget goes, then in files of the run folder; what fits in neither is
+    read again in every epoch.  Kept or read again, the bits are the same.
+    """
+
+    def __init__(self, budget, gpt2, lengths, epochs, folder, rank, world):
+        """Plan, and say what will be kept and why not more.
+
+        budget: bytes of memory, or "auto"; lengths: of all texts, as they are padded; folder: for
+        the files; rank, world: of how many processes that share the budget this is which.
+        """
+        L, C, weight = gpt2.config.n_layer, gpt2.config.n_embd, gpt2.wte.weight
+        need = sum(lengths) * L * 2 * C * weight.element_size()
+        memory, disk, reason = budget, 0, "--cache-text allows no more"
+        if budget == "auto":
+            memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+            if weight.device.type == "cuda":
+                memory = torch.cuda.mem_get_info(weight.device)[0] // 2
+            disk = shutil.disk_usage(Path(folder).parent).free // 2
+            reason = "this is a quarter of the memory and half of the free disk"
+        if epochs <= 1:
+            memory, disk, reason = 0, 0, "in one epoch no text is read twice"
+        held, filed = min(need, memory), max(0, min(need - memory, disk))
+        print(f"keys and values of the texts: {need / 1e9:.2f} GB, of which {held / 1e9:.2f} are "
+              f"kept in memory and {filed / 1e9:.2f} on disk"
+              + (f"; {reason}" if held + filed < need else ""))  # fmt: skip
+        self.memory, self.disk, self.kept = memory // world, disk // world, {}
+        self.folder = Path(folder) / str(rank)
+        shutil.rmtree(self.folder, ignore_errors=True)  # of a run that was killed
+
+    def read(self, gpt2, indices, ids):
+        """Keys and values (L, 2, B, H, T, D) of the batch with these indices and ids (B, T)."""
+        key = indices[0]  # no other batch of this process holds it
+        if key in self.kept:
+            return self.kept[key].to(ids.device)
+        past = gpt2.read(ids)
+        if past.nbytes <= self.memory:
+            self.memory -= past.nbytes
+            self.kept[key] = past
+        elif past.nbytes <= self.disk:
+            self.disk -= past.nbytes
+            path = self.folder / str(key)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                past.flatten().view(torch.uint8).cpu().numpy().tofile(path)
+            except OSError:  # somebody else has filled the disk
+                path.unlink(missing_ok=True)
+                self.disk = 0
+            else:
+                mapped = torch.from_file(str(path), size=past.numel(), dtype=past.dtype)
+                self.kept[key] = mapped.view(past.shape)
+        return past

@@ -16,9 +16,32 @@ import sys
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from data import TEXT_RULE, Tokenizer, checkpoint_folder, clean, collate, fingerprint, read_split
 from model import choose, classify, load_gpt2, load_prompt, losses, weight_files
+
+
+# ---- several processes ----------------------------------------------------------------------
+
+
+def processes():
+    """(which, of how many) processes that torchrun started; (0, 1) without it."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def add_up(tensors):
+    """Replace each tensor by its sum over all processes: one message, however many tensors."""
+    if processes()[1] == 1:
+        return
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    try:
+        dist.all_reduce(flat)
+    except RuntimeError as error:
+        reason = str(error).split("\n")[0]
+        raise OSError(f"another process of this run ended, so this one does too ({reason})") from None
+    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
+        tensor.copy_(part.view_as(tensor))
 
 
 # ---- numbers --------------------------------------------------------------------------------
@@ -28,17 +51,18 @@ from model import choose, classify, load_gpt2, load_prompt, losses, weight_files
 def answers(gpt2, prompts, examples, batch_size):
     """Logits of every prompt for every example, float32 (K, n, N) on the CPU, in their order.
 
-    examples: [(ids, label)].  Near-equal lengths are read together.
+    examples: [(ids, label)].  Near-equal lengths are read together; processes share the batches.
     """
-    device = gpt2.wte.weight.device
+    device, (rank, world) = gpt2.wte.weight.device, processes()
     order = sorted(range(len(examples)), key=lambda i: len(examples[i][0]))
-    logits = torch.empty(len(prompts), len(examples), len(prompts[0].head))
-    for start in range(0, len(order), batch_size):
+    logits = torch.zeros(len(prompts), len(examples), len(prompts[0].head), device=device)
+    for start in range(rank * batch_size, len(order), world * batch_size):
         chosen = order[start : start + batch_size]
         ids, lengths, _ = collate([examples[i] for i in chosen])
         batch = classify(gpt2, prompts, ids.to(device), lengths.to(device))  # (K, B, N)
-        logits[:, chosen] = batch.float().cpu()
-    return logits
+        logits[:, chosen] = batch.float()
+    add_up([logits])  # each is a zero in all processes but one
+    return logits.cpu()
 
 
 def wilson(correct, n, z=1.96):

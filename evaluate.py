@@ -366,7 +366,7 @@ def score_verb(args):
     print_table(["label", *(f"answered {name}" for name in names), "precision", "recall"],
                 [[name, *row, cell(p), cell(r)] for name, row, p, r in columns])  # fmt: skip
     if result["alarm"]:
-        print(f"warning: {result['alarm']}")
+        print(f"{'warning' if result['collapsed'] else 'note'}: {result['alarm']}")
     for error in mistakes:
         label, answer = names[error["label"]], names[error["answer"]]
         print(f"{error['probability']:.3f} {answer}, but it is {label}: {error['text']}")
@@ -545,9 +545,9 @@ def table_verb(args):
             ] if "seeds" in row else [*[""] * 6, cell(row["accuracy"]), *[""] * 3])
             for row in lines
         ], markdown=True)  # fmt: skip
-        print("\nbest accuracy: on dev, of the prompt that is best on selection.  Selection and dev: "
-              "means over\nthe seeds; sd: between these; interval: of the mean on so many dev texts; "
-              "gain: over the best\nof the baselines above.")  # fmt: skip
+        print("\nbest accuracy: on dev, of the prompt that is best on selection; selection, dev: "
+              "means over\nseeds; sd: between them; interval: of the mean, from the number of dev "
+              "texts; gain: over the\nbest baseline")  # fmt: skip
     if len(args.runs) == len(rows) == 2:
         compare(args, [row["path"] for row in rows])
 

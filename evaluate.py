@@ -524,8 +524,9 @@ def table_verb(args):
         heads = [group for group in groups if group["train"] == "head"]
         for group in groups:
             below = floors + (heads if group["train"] != "head" else [])
-            highest = max((row["accuracy"] for row in below), default=None)
-            group["gain"] = None if highest is None else group["accuracy"] - highest
+            highest = max(below, key=lambda row: row["accuracy"], default=None)
+            group["gain"] = highest and group["accuracy"] - highest["accuracy"]
+            group["over"] = highest and highest["train"]
         lines += floors + groups
     if args.json:
         for line in lines:
@@ -541,13 +542,13 @@ def table_verb(args):
                 row["prompt_tokens"], row["batch_size"], row["lr"], row["seeds"],
                 f"{' '.join(map(str, row['epoch']))} of {row['epochs']}", cell(row["selected"]),
                 cell(row["accuracy"]), cell(row["sd"]), "{:.3f} to {:.3f}".format(*row["ci95"]),
-                "-" if row["gain"] is None else f"{row['gain']:+.4f}",
+                "-" if row["over"] is None else f"{row['gain']:+.4f} over {row['over']}",
             ] if "seeds" in row else [*[""] * 6, cell(row["accuracy"]), *[""] * 3])
             for row in lines
         ], markdown=True)  # fmt: skip
         print("\nbest accuracy: on dev, of the prompt that is best on selection; selection, dev: "
               "means over\nseeds; sd: between them; interval: of the mean, from the number of dev "
-              "texts; gain: over the\nbest baseline")  # fmt: skip
+              "texts")  # fmt: skip
     if len(args.runs) == len(rows) == 2:
         compare(args, [row["path"] for row in rows])
 
@@ -569,7 +570,7 @@ def compare(args, paths):
           "only the second; p = {p:.4f}, exact and two-sided".format(**test))  # fmt: skip
 
 
-def new_figure(path, panels, height=3.6):
+def new_figure(path, panels, height=4):
     """(figure, axes of its panels side by side) for a picture at path, if one can be made there."""
     if Path(path).suffix not in (".png", ".svg", ".pdf"):
         raise ValueError(f"--out {path} should end in .png, .svg or .pdf")
@@ -593,8 +594,9 @@ def plot_verb(args):
     if not args.out:
         raise ValueError("plot needs --out, a picture to write: .png, .svg or .pdf")
     rows, logs = trained(args.runs), {None: []}
+    several = len({row["data"] for row in rows}) > 1
     for row in rows:
-        row["line"] = f"{row['model']} on {row['data']}"
+        row["line"] = f"{row['model']} on {row['data']}" if several else str(row["model"])
         if (run := row["run"]) not in logs:
             log = run / "metrics.jsonl"
             logs[run] = [point for _, point in rows_of(log)] if log.exists() else []
@@ -617,14 +619,17 @@ def plot_verb(args):
                 ends = [[a - b for a, b in zip(y, low)], [b - a for a, b in zip(y, high)]]
                 x = [P * 1.04**i for P in x]  # so that no line's intervals hide another's
                 left.errorbar(x, y, ends, fmt=style, capsize=3, label=line + told, **draw)
+    for data in dict.fromkeys(row["data"] for row in rows):
+        mine = [row for row in rows if row["data"] == data]
         for name, style in (("untrained", "-."), ("majority", ":")):
             if level := mean_of(mine, name):
-                left.axhline(level, linestyle=style, label=f"{line}, {name}", **draw)
+                told = name + f" on {data}" * several
+                left.axhline(level, linestyle=style, color="grey", label=told, zorder=0)
     left.set_xscale("log")
     left.set_xticks(lengths, map(str, lengths))
     left.minorticks_off()
-    left.set(xlabel="prompt tokens", ylabel="accuracy on dev, 95 % interval",
-             title="means over the seeds")  # fmt: skip
+    title = "95 % intervals" if several else f"{rows[0]['data']}, 95 % intervals"
+    left.set(xlabel="prompt tokens", ylabel="mean accuracy on dev", title=title)
 
     for axes, line in zip(others, curved):
         for row in (row for row in rows if row["line"] == line and row["curve"]):
@@ -634,11 +639,11 @@ def plot_verb(args):
             draw["label"] = "_" * (told in axes.get_legend_handles_labels()[1]) + told
             axes.plot(*zip(*sorted(row["curve"].items())), "--" if head else "-", lw=1, **draw)
             axes.plot(row["epoch"], row["curve"][row["epoch"]], "o", color=draw["color"])
-        axes.set(xlabel="epoch (chosen ones marked)", ylabel="accuracy on the selection split",
+        axes.set(xlabel="epoch (chosen ones marked)", ylabel="accuracy on selection",
                  title=line)  # fmt: skip
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     for axes in (left, *others):
-        axes.legend(fontsize="small")
+        axes.legend(fontsize="small", ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     save_figure(args, figure)
 
 

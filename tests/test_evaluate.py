@@ -318,7 +318,7 @@ def test_the_table_against_plain_counting(capsys, runs):
     majority, untrained, head, one, five = map(json.loads, out.splitlines())
     assert code == 0 and (majority["train"], majority["accuracy"]) == ("majority", 0.52)
     assert untrained["accuracy"] == pytest.approx((0.50 + 0.48 + 0.49 + 0.52) / 4)
-    assert head["train"] == "head" and head["gain"] == pytest.approx(0.60 - 0.52)
+    assert head["train"] == "head" and head["gain"] == pytest.approx(0.60 - 0.52) and head["over"] == "majority"
     assert one["accuracy"] == pytest.approx(0.72) and one["sd"] == pytest.approx(math.sqrt(2 * 0.02**2))
     assert one["selected"] == pytest.approx(0.70) and one["gain"] == pytest.approx(0.72 - 0.60) and one["seeds"] == 2
     assert one["ci95"] == evaluate.wilson(0.72 * 400, 400) and one["epoch"] == [2, 2] and one["epochs"] == 3
@@ -328,7 +328,7 @@ def test_the_table_against_plain_counting(capsys, runs):
     assert cells[0] == ["model", "data", "batch size", "best accuracy", "token count"]
     assert cells[2] == ["tiny", "reviews", "16", "0.7000", "1"]  # best on selection; on dev it is not
     assert cells[8] == ["tiny", "reviews", "prompt+head", "1", "16", "0.03", "2", "2 2 of 3", "0.7000", "0.7200", "0.0283",
-                        "{:.3f} to {:.3f}".format(*one["ci95"]), "+0.1200"]  # fmt: skip
+                        "{:.3f} to {:.3f}".format(*one["ci95"]), "+0.1200 over head"]  # fmt: skip
 
 
 def test_two_prompts_are_compared_on_the_split_that_both_answer(capsys, few, tmp_path):
@@ -366,12 +366,12 @@ def test_what_a_plot_shows(capsys, runs, monkeypatch):
     pytest.importorskip("matplotlib")
     left, right = drawn(monkeypatch, capsys, "plot", *runs, "--out", "x.png").axes
     bars = {box.get_label(): box for box in left.containers}
-    assert list(bars) == ["tiny on reviews", "tiny on reviews, head only"]
-    assert bars["tiny on reviews"].lines[0].get_xydata().tolist() == [[1, pytest.approx(0.72)], [5, 0.80]]
+    assert list(bars) == ["tiny", "tiny, head only"] and "reviews" in left.get_title()
+    assert bars["tiny"].lines[0].get_xydata().tolist() == [[1, pytest.approx(0.72)], [5, 0.80]]
     low, high = evaluate.wilson(320, 400)
-    assert bars["tiny on reviews"].lines[2][0].get_segments()[1].tolist() == [[5, pytest.approx(low)], [5, pytest.approx(high)]]
+    assert bars["tiny"].lines[2][0].get_segments()[1].tolist() == [[5, pytest.approx(low)], [5, pytest.approx(high)]]
     levels = {line.get_label(): line.get_ydata()[0] for line in left.lines}
-    assert levels["tiny on reviews, majority"] == 0.52 and levels["tiny on reviews, untrained"] == pytest.approx(0.4975)
+    assert levels["majority"] == 0.52 and levels["untrained"] == pytest.approx(0.4975)
     curves = [line.get_xydata().tolist() for line in right.lines]
     assert curves[::2] == [[[1, 0.6], [2, 0.8], [3, 0.7]]] * 4 and curves[1::2] == [[[2, 0.8]]] * 4
     labels = [text.get_text() for text in right.get_legend().get_texts()]

@@ -707,18 +707,20 @@ def attention_verb(args):
 
     # Occlusion: what the answer loses when a word is not there.
     without = [clean(text[:start] + text[end:].lstrip()) for start, end in spans]
-    texts = [(one, 0) for one in (text, *without) if one]  # of one word alone nothing is left
+    texts = [(one, 0) for one in (text, *without) if one]
     examples = encode(tokenizer, texts, positions, P)
     logits = answers(gpt2, [prompt], examples, args.batch_size)[0]  # (W+1, N)
     label = int(choose(logits[0]))
     odds = log_odds(logits, label)  # (W+1,)
-    lost = (odds[0] - odds[1:]).tolist() or [0.0]
+    lost = (odds[0] - odds[1:]).tolist() or [None]  # without its only word there is no text
+    shown = [x or 0.0 for x in lost]
+    unit = "log-odds" if logits.shape[1] > 1 else "distance from 0.5"
 
     name, mean = about["labels"][label], shares.mean(dim=0).tolist()  # of W+1
     layer = f"in layer {args.layer}" if args.layer else f"mean of {L} layers"
     if args.out:
-        for axes, values, title in zip(panels, (mean[:-1], lost), (f"attention, {layer}",
-                                       f"log-odds of {name} lost without the word")):  # fmt: skip
+        for axes, values, title in zip(panels, (mean[:-1], shown), (f"attention, {layer}",
+                                       f"{unit} of {name} lost without the word")):  # fmt: skip
             axes.barh(range(len(words)), values, color=["C1" if x > 0 else "C0" for x in values])
             axes.set_yticks(range(len(words)), words)
             axes.invert_yaxis()
@@ -728,16 +730,16 @@ def attention_verb(args):
         answer = {"text": text, "label": label, "label_name": name, "log_odds": odds[0].item()}
         seen = {"attention": shares[:, :-1].tolist(), "to_prompt": shares[:, -1].tolist()}
         return print(json.dumps(answer | {"words": words, "occlusion": lost} | seen))
-    print(f"{name}, log-odds {odds[0]:.2f}; attention of the prompt's last vector, {layer}")
+    print(f"{name}, {unit} {odds[0]:.2f}; attention of the prompt's last vector, {layer}")
     if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
         print("attention", shade(words, mean[:-1]))
-        print("occlusion", shade(words, lost))
+        print("occlusion", shade(words, shown))
     heads = [f"head {i}" for i in range(1, len(shares) + 1)] if args.heads else ["attention"]
     print_table(["word", "occlusion", *heads], [
-        [word, x if x == "" else f"{x:+.3f}", *(f"{part:.3f}" for part in parts)]
-        for word, x, parts in zip([*words, "(the prompt)"], [*lost, ""], shares.T.tolist())
+        [word, "-" if x is None else f"{x:+.3f}", *(f"{part:.3f}" for part in parts)]
+        for word, x, parts in zip([*words, "(the prompt)"], [*lost, None], shares.T.tolist())
     ])  # fmt: skip
-    print(f"occlusion: log-odds of {name} lost without the word.  What is attended to need not be "
+    print(f"occlusion: {unit} of {name} lost without the word.  What is attended to need not be "
           "what decides,\nand GPT-2 often attends to a first token, whatever it is")  # fmt: skip
 
 

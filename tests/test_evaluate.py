@@ -413,6 +413,8 @@ def test_attention_and_occlusion_of_words(capsys):
     odds = [row[found["label"]] - row[1 - found["label"]] for row in logits]
     assert found["occlusion"][:3] == pytest.approx([odds[0] - part for part in odds[1:]], abs=1e-4)
 
+    assert json.loads(ask(capsys, "attention", SHIPPED, "fun", "--json")[1])["occlusion"] == [None]
+
     _, out, _ = ask(capsys, "attention", SHIPPED, text, "--json", "--heads", "--layer", "2")
     heads = json.loads(out)
     assert len(heads["attention"]) == 4

@@ -266,9 +266,9 @@ def print_table(header, rows, markdown=False):
             print("|---|" + "--:|" * len(widths))
 
 
-def cell(number):
-    """A share as a cell of a table: four digits, or a dash where it is not known."""
-    return "-" if number is None else f"{number:.4f}"
+def cell(number, form=".4f"):
+    """A number as a cell of a table, a dash where it is not known."""
+    return "-" if number is None else format(number, form)
 
 
 # ---- what RUN is ----------------------------------------------------------------------------
@@ -431,12 +431,11 @@ def predict_verb(args):
             answered = answer([text for text, problem in checked if not problem])
             for text, problem in checked:
                 label, row, share = (None, None, None) if problem else next(answered)
-                name = None if problem else metadata["labels"][label]
-                found = {"text": text, "label": label, "label_name": name}
-                found |= {"logits": row, "probabilities": share}
-                found |= {"error": problem} if problem else {}
-                plain = "-\t-" if problem else f"{name}\t{share[label]:.3f}"
-                print(json.dumps(found) if args.json else f"{plain}\t{text}")
+                name, sure = (None, None) if problem else (metadata["labels"][label], share[label])
+                found = dict(text=text, label=label, label_name=name, logits=row)
+                found |= {"probabilities": share} | ({"error": problem} if problem else {})
+                plain = f"{name or '-'}\t{cell(sure, '.3f')}\t{text}"
+                print(json.dumps(found) if args.json else plain)
             sys.stdout.flush()
             bar.update(len(lines))
             done += len(lines)
@@ -466,21 +465,21 @@ def trained(runs):
 
     A single prompt says it in its metadata, but for its score on selection and the baselines.
     """
-    rows = []
+    rows, said = [], ("accuracy", "n", "prompt_tokens")
     for run in map(Path, runs):
         if (run / "summary.json").is_file():
             rows += read_run(run)
-            continue
-        (path,) = find_prompts(run)
-        about = load_prompt(path)[1]
-        try:
-            said = {key: json.loads(about[key]) for key in ("accuracy", "n", "prompt_tokens")}
-        except (KeyError, ValueError):
-            raise ValueError(f"{path} does not say its accuracy; ask for its score") from None
-        rows.append(about["recipe"] | said | {"model": about.get("base_model"), "path": path})
+        else:
+            (path,) = find_prompts(run)
+            about = load_prompt(path)[1]
+            row = {key: json.loads(about[key]) for key in said if key in about}
+            rows.append(about["recipe"] | row | {"model": about.get("base_model"), "path": path})
     unknown = dict.fromkeys((*SAME, "epoch", "majority", "untrained", "selection", "run"))
-    return [unknown | row | {"selected": (row.get("selection") or {}).get("accuracy")}
-            for row in rows]  # fmt: skip
+    for i, row in enumerate(rows):
+        if not row.keys() >= {*said}:
+            raise ValueError(f"{row['path']} goes without its {', '.join(said)}; train it anew")
+        rows[i] = unknown | row | {"selected": (row.get("selection") or {}).get("accuracy")}
+    return rows
 
 
 def mean_of(rows, key):
@@ -542,7 +541,7 @@ def table_verb(args):
                 row["prompt_tokens"], row["batch_size"], row["lr"], row["seeds"],
                 f"{' '.join(map(str, row['epoch']))} of {row['epochs']}", cell(row["selected"]),
                 cell(row["accuracy"]), cell(row["sd"]), "{:.3f} to {:.3f}".format(*row["ci95"]),
-                "-" if row["over"] is None else f"{row['gain']:+.4f} over {row['over']}",
+                cell(row["gain"], "+.4f") + (f" over {row['over']}" if row["over"] else ""),
             ] if "seeds" in row else [*[""] * 6, cell(row["accuracy"]), *[""] * 3])
             for row in lines
         ], markdown=True)  # fmt: skip
@@ -665,7 +664,7 @@ def tokens_verb(args):
         return print("\n".join(map(json.dumps, found)))
     print_table(["vector", "began as", "moved", "norm", "nearest", *[""] * 4], [
         [row["vector"], "-" if row["began"] is None else repr(row["began"]),
-         "-" if row["moved"] is None else f"{row['moved']:.2f}", f"{row['norm']:.2f}",
+         cell(row["moved"], ".2f"), cell(row["norm"], ".2f"),
          *(f"{word!r} {cosine:.2f}" for word, cosine in row["nearest"])] for row in found
     ])  # fmt: skip
     print("moved: distance from the vector of the token it began as; tokens have a median norm of "
@@ -736,7 +735,7 @@ def attention_verb(args):
         print("occlusion", shade(words, shown))
     heads = [f"head {i}" for i in range(1, len(shares) + 1)] if args.heads else ["attention"]
     print_table(["word", "occlusion", *heads], [
-        [word, "-" if x is None else f"{x:+.3f}", *(f"{part:.3f}" for part in parts)]
+        [word, cell(x, "+.3f"), *(cell(part, ".3f") for part in parts)]
         for word, x, parts in zip([*words, "(the prompt)"], [*lost, None], shares.T.tolist())
     ])  # fmt: skip
     print(f"occlusion: {unit} of {name} lost without the word.  What is attended to need not be "

@@ -38,10 +38,11 @@ def ask(capsys, *argv):
 
 @pytest.fixture
 def few(tmp_path):
-    """A data set of 60 sentences."""
-    lines = (ROOT / "reviews/dev.tsv").read_text("utf-8").splitlines(keepends=True)[:61]
+    """A data set of 60 sentences to train on, and 60 others."""
     (tmp_path / "few").mkdir()
-    (tmp_path / "few/dev.tsv").write_text("".join(lines), "utf-8")
+    for name in ("train.tsv", "dev.tsv"):
+        lines = (ROOT / "reviews" / name).read_text("utf-8").splitlines(keepends=True)[:61]
+        (tmp_path / "few" / name).write_text("".join(lines), "utf-8")
     return tmp_path / "few"
 
 
@@ -108,8 +109,8 @@ def test_mcnemar_equals_the_enumerated_binomial():
         ways = [sum(way) for way in itertools.product((0, 1), repeat=b + c)]
         p = sum(abs(2 * k - (b + c)) >= abs(b - c) for k in ways) / len(ways)
         assert evaluate.mcnemar(first, second) == {"n": b + c + both + neither, "only_right": [b, c], "p": pytest.approx(p)}
-    huge = evaluate.mcnemar(torch.tensor([True] * 3000 + [False] * 2900), torch.tensor([False] * 3000 + [True] * 2900))
-    z = 99 / math.sqrt(5900)  # the normal approximation, with its continuity correction
+    huge = evaluate.mcnemar(torch.tensor([True] * 800 + [False] * 750), torch.tensor([False] * 800 + [True] * 750))
+    z = 49 / math.sqrt(1550)  # the normal approximation, with its continuity correction
     assert huge["p"] == pytest.approx(math.erfc(z / math.sqrt(2)), abs=1e-3)
 
 
@@ -174,11 +175,12 @@ def test_run_prompt_folder_and_file_name_a_prompt(capsys, tmp_path):
     assert evaluate.find_prompts(tmp_path, every=True) == [best, other]
 
 
-def test_regression_is_scored_by_a_threshold(tmp_path, capsys, monkeypatch):
-    train.main(["--num-labels", "1", "--steps", "2", "--prompt-tokens", "1", "--out", str(tmp_path / "run")])
+def test_regression_is_scored_by_a_threshold(tmp_path, capsys, few):
+    train.main(["--num-labels", "1", "--steps", "2", "--prompt-tokens", "1", "--data", str(few), "--select-on", "dev",
+                "--out", str(tmp_path / "run")])  # fmt: skip
     code, out, _ = ask(capsys, "score", tmp_path / "run", "--json")
     result = json.loads(out.splitlines()[-1])
-    assert code == 0 and sum(map(sum, result["confusion"])) == result["n"] == 399
+    assert code == 0 and sum(map(sum, result["confusion"])) == result["n"] == 60
     assert "one column" in result["alarm"]
     _, out, _ = ask(capsys, "predict", tmp_path / "run", "--json", "great fun")
     answer = json.loads(out)
@@ -511,6 +513,14 @@ def test_a_damaged_run_is_named(capsys, tmp_path, name, text):
     for verb in ("score", "table"):
         code, out, err = ask(capsys, verb, run)
         assert code == 2 and str(run) in err and "damaged" in err and not out
+
+
+def test_a_prompt_without_its_accuracy_is_in_no_table(capsys, tmp_path):
+    prompt, metadata = load_prompt(SHIPPED / "prompt.safetensors")
+    save_prompt(tmp_path / "p.safetensors", prompt, {key: value for key, value in metadata.items() if key != "accuracy"})
+    code, out, err = ask(capsys, "table", tmp_path / "p.safetensors")
+    assert code == 2 and "p.safetensors goes without its accuracy" in err and not out
+    assert ask(capsys, "predict", tmp_path / "p.safetensors", "great fun")[0] == 0
 
 
 def test_prompts_that_cannot_answer_together_are_refused(capsys, tmp_path, other_model):

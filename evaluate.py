@@ -616,7 +616,7 @@ def plot_verb(args):
                 x = sorted(best)
                 y, low, high = zip(*((best[P]["accuracy"], *best[P]["ci95"]) for P in x))
                 ends = [[a - b for a, b in zip(y, low)], [b - a for a, b in zip(y, high)]]
-                x = [P * 1.04**i for P in x]  # so that no line's intervals hide another's
+                x = [P * 1.03 ** (2 * i + (train == "head")) for P in x]  # intervals side by side
                 left.errorbar(x, y, ends, fmt=style, capsize=3, label=line + told, **draw)
     for data in dict.fromkeys(row["data"] for row in rows):
         mine = [row for row in rows if row["data"] == data]
@@ -628,12 +628,13 @@ def plot_verb(args):
     left.set_xticks(lengths, map(str, lengths))
     left.minorticks_off()
     title = "95 % intervals" if several else f"{rows[0]['data']}, 95 % intervals"
-    left.set(xlabel="prompt tokens", ylabel="mean accuracy on dev", title=title)
+    left.set(xlabel="prompt tokens P", ylabel="mean accuracy on dev", title=title)
 
     for axes, line in zip(others, curved):
-        for row in (row for row in rows if row["line"] == line and row["curve"]):
+        mine = [row for row in rows if row["line"] == line and row["curve"]]
+        for row in sorted(mine, key=lambda row: row["prompt_tokens"]):
             head = row["train"] == "head"
-            told = f"{row['prompt_tokens']} tokens" + ", head only" * head
+            told = f"P = {row['prompt_tokens']}" + ", head only" * head
             draw = {"color": f"C{lengths.index(row['prompt_tokens'])}"}
             draw["label"] = "_" * (told in axes.get_legend_handles_labels()[1]) + told
             axes.plot(*zip(*sorted(row["curve"].items())), "--" if head else "-", lw=1, **draw)

@@ -377,7 +377,7 @@ def test_what_a_plot_shows(capsys, runs, monkeypatch):
     curves = [line.get_xydata().tolist() for line in right.lines]
     assert curves[::2] == [[[1, 0.6], [2, 0.8], [3, 0.7]]] * 4 and curves[1::2] == [[[2, 0.8]]] * 4
     labels = [text.get_text() for text in right.get_legend().get_texts()]
-    assert labels == ["1 tokens", "5 tokens", "5 tokens, head only"]
+    assert labels == ["P = 1", "P = 5", "P = 5, head only"]
 
 
 def test_without_matplotlib_one_sentence(capsys, runs, monkeypatch):

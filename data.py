@@ -146,7 +146,7 @@ class Tokenizer:
 # ---- data sets ------------------------------------------------------------------------------
 
 TEXT_RULE = "strip"
-LONGEST = 1024 * 128  # characters: GPT-2 reads 1,024 tokens, and none has more than 128 bytes
+LONGEST = 2**18  # characters of a text, twice what 1,024 tokens of 128 bytes, the longest, can hold
 
 
 def clean(text):
@@ -157,7 +157,7 @@ def clean(text):
     """
     text.encode()  # fails on half a surrogate pair, which JSON and a shell let through
     if len(text) > LONGEST:
-        raise ValueError(f"the text has {len(text)} characters; cut it to {LONGEST}, more is not read")
+        raise ValueError(f"the text has {len(text)} characters; cut it, {LONGEST} are the limit")
     return text.strip()
 
 
@@ -237,7 +237,8 @@ def example_of(row, num_labels):
         raise ValueError(f"label {label!r:.40} is not a number of float32")
     if num_labels > 1 and value not in range(num_labels):
         hint = "; -1 marks test rows without labels: predict takes these" if value == -1 else ""
-        raise ValueError(f"label {label!r:.40} is not in 0 to {num_labels - 1} (--num-labels){hint}")
+        wanted = f"0 to {num_labels - 1} (--num-labels){hint}"
+        raise ValueError(f"label {label!r:.40} is not in {wanted}")
     return clean(text), value if num_labels == 1 else int(value)
 
 
@@ -275,7 +276,10 @@ def download_sst2(folder):
         fetched = checked("SST-2.zip", urllib.request.urlopen(SST2_URL, timeout=60))
         archive = zipfile.ZipFile(io.BytesIO(fetched))
         for name in ("train.tsv", "dev.tsv"):
-            (partial / name).write_bytes(checked(name, archive.open(f"SST-2/{name}")))
+            member = archive.getinfo(f"SST-2/{name}")
+            if member.compress_type > zipfile.ZIP_DEFLATED:  # zipfile bounds no other way
+                raise OSError(f"{name} is packed in another way than GLUE packs it")
+            (partial / name).write_bytes(checked(name, archive.open(member)))
         partial.rename(folder)
     except Exception as error:  # an archive can be broken in more ways than zipfile has names for
         raise OSError(

@@ -33,12 +33,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from data import (TEXT_RULE, Tokenizer, checkpoint_folder, clean, collate, fingerprint, read_split,
-                  rows_of)  # fmt: skip
+from data import (LONGEST, TEXT_RULE, Tokenizer, checkpoint_folder, clean, collate, fingerprint,
+                  read_split, rows_of)  # fmt: skip
 from model import (choose, classify, load_gpt2, load_prompt, losses, weight_files,
                    write_file)  # fmt: skip
-
-LONGEST = 2**18  # bytes of a line to predict; GPT-2 reads the first 1,024 tokens at most
 
 
 # ---- several processes ----------------------------------------------------------------------
@@ -225,7 +223,8 @@ def one_sentence(main):
             message = "the device has too little memory; try a smaller --batch-size"
         except KeyboardInterrupt:
             sys.exit(130)
-        print("error: " + " ".join(message.split()), file=sys.stderr)
+        shown = "".join(c if c.isprintable() else " " for c in message)  # nothing for a terminal
+        print("error: " + " ".join(shown.split()), file=sys.stderr)
         sys.exit(2)
 
     return wrapped
@@ -267,6 +266,16 @@ def body_dtype(name, device):
         flags = cpuinfo.read_text() if device.type == "cpu" and cpuinfo.exists() else ""
         fast = "avx512_bf16" in flags or "amx_bf16" in flags
     return torch.bfloat16 if fast else torch.float32
+
+
+def open_base(args, folder):
+    """(gpt2, tokenizer) of a checkpoint folder, as --device and --dtype say."""
+    gpt2 = load_gpt2(folder, body_dtype(args.dtype, args.device), args.device)
+    tokenizer = Tokenizer(folder / "merges.txt")
+    if tokenizer.size > gpt2.config.vocab_size:
+        raise ValueError(f"{folder}: merges.txt makes {tokenizer.size} tokens, but config.json has "
+                         f"{gpt2.config.vocab_size}")  # fmt: skip
+    return gpt2, tokenizer
 
 
 def encode(tokenizer, pairs, positions, longest):
@@ -330,7 +339,7 @@ def open_prompts(args, paths):
     metadata = about[0]
     folder = checkpoint_folder(args.model or metadata.get("base_model", ""))
     sha256 = fingerprint(*weight_files(folder))
-    gpt2 = load_gpt2(folder, body_dtype(args.dtype, args.device), args.device)
+    gpt2, tokenizer = open_base(args, folder)
     for path, prompt, its in zip(paths, prompts, about):
         (P, C), N = prompt.vectors.shape, len(prompt.head)
         if its.get("text_rule") != TEXT_RULE:
@@ -342,7 +351,7 @@ def open_prompts(args, paths):
             raise ValueError(f"{path} holds {P} vectors of {C} channels, which do not fit {folder}")
         if (its["labels"], N) != (metadata["labels"], len(prompts[0].head)):
             raise ValueError(f"{path} has other labels than {paths[0]}: no common answer")
-    return gpt2, Tokenizer(folder / "merges.txt"), [p.to(args.device) for p in prompts], metadata
+    return gpt2, tokenizer, [prompt.to(args.device) for prompt in prompts], metadata
 
 
 # ---- verbs ----------------------------------------------------------------------------------

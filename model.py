@@ -25,6 +25,7 @@ losses, choose; then files: load_gpt2, save_prompt, load_prompt.
 
 import json
 import os
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -55,13 +56,13 @@ class GPT2Config:
         `"_num_labels": 1`, and whoever believes them trains a head that can only answer 0.
         """
         try:
-            given = dict(json.loads(Path(path).read_bytes()))
+            given = {**json.loads(Path(path).read_bytes())}
         except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"{path} is no JSON object ({error}); fetch it again") from None
         implemented = {
             "model_type": ("gpt2",),
             "activation_function": ("gelu_new",),
-            "n_inner": (None, 4 * (given.get("n_embd") or 0)),
+            "n_inner": (None, 4 * n if type(n := given.get("n_embd")) is int else None),
             "scale_attn_weights": (True,),
             "scale_attn_by_inverse_layer_idx": (False,),
             "reorder_and_upcast_attn": (False,),
@@ -69,10 +70,10 @@ class GPT2Config:
         }
         for key, values in implemented.items():
             if given.get(key, values[0]) not in values:
-                raise ValueError(f"{path}: {key} = {given[key]!r} is not implemented here")
+                raise ValueError(f"{path}: {key} = {given[key]!r:.40} is not implemented here")
         sizes = {field.name: given.get(field.name, field.default) for field in fields(cls)}
         for field in fields(cls):
-            limit = {"n_layer": 1000, "layer_norm_epsilon": 1}.get(field.name, 2**24)
+            limit = {"n_layer": 100, "layer_norm_epsilon": 1}.get(field.name, 2**24)
             value = sizes[field.name]
             if type(value) is not field.type or not 0 < value < limit:
                 raise ValueError(f"{path}: {field.name} is missing or no usable size")
@@ -284,8 +285,8 @@ def open_safetensors(path):
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             yield file
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is no whole safetensors file ({error}); fetch it again") from None
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is no whole safetensors file ({str(error)[:200]!r})") from None
 
 
 def weight_files(folder):
@@ -296,7 +297,7 @@ def weight_files(folder):
         return [folder / "model.safetensors"]
     try:
         names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-        if names and all(Path(name).name == name for name in names):  # no way out of the folder
+        if names and all(re.fullmatch(r"[\w-][\w.-]*", name) for name in names):  # in this folder
             return [folder / name for name in names]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
@@ -331,17 +332,19 @@ def load_gpt2(folder, dtype=torch.float32, device="cpu"):
             with open_safetensors(path) as file:  # anew, so that the last one leaves memory
                 part, flip = file.get_slice(stored), name.endswith(TRANSPOSED)
                 kind, shape = part.get_dtype(), part.get_shape()
-                if kind not in FLOATS or shape[:: -1 if flip else 1] != expected.get(name):
-                    wanted = expected.get(name, "no such tensor")
-                    wanted = wanted[::-1] if flip and name in expected else wanted
+                wanted = expected.pop(name, None)
+                if flip and wanted:
+                    wanted.reverse()
+                if kind not in FLOATS or shape != wanted:
+                    wanted = wanted or "no (other) tensor of this name"
                     raise ValueError(
-                        f"{path}: {stored} is {kind} {shape}, but config.json wants {wanted}"
+                        f"{path}: {stored!r} is {kind} {shape}, but config.json wants {wanted}"
                     )
                 tensor = file.get_tensor(stored)
                 state[name] = (tensor.t() if flip else tensor).to(device, dtype)
             del part, tensor
-    if missing := [name for name in expected if name not in state]:
-        raise ValueError(f"{path} lacks {missing[0]} ({len(missing)} in all); fetch it again")
+    if expected:
+        raise ValueError(f"{path} lacks {min(expected)} ({len(expected)} in all); fetch it again")
     gpt2.load_state_dict(state, strict=True, assign=True)
     return gpt2.requires_grad_(False)
 
@@ -400,12 +403,16 @@ def load_prompt(path):
             raise ValueError(f"{path} is no prompt of ours: its {key} is not {value!r}")
     try:
         metadata |= {key: json.loads(metadata[key]) for key in ("labels", "init_ids", "recipe")}
+        labels, ids, recipe = (metadata[key] for key in ("labels", "init_ids", "recipe"))
         (P, C), (N, same) = tensors["prompt"].shape, tensors["head.weight"].shape
-        whole = C == same and P * N > 0 and len(metadata["labels"]) == max(N, 2)
-        whole &= type(metadata["recipe"]) is dict
-        whole &= all(tensor.isfinite().all() for tensor in tensors.values())
-    except (KeyError, ValueError, TypeError, RecursionError):
+        whole = C == same and P * N * C > 0 and len(tensors) == 2
+        whole &= [type(value) for value in (labels, ids, recipe)] == [list, list, dict]
+        whole &= len(labels) == max(N, 2) and all(map(str.isprintable, labels))
+        whole &= all(type(i) is int and 0 <= i < 2**24 for i in ids)
+        whole &= type(recipe.get("data", "")) is str
+        whole &= all(t.dtype == torch.float32 and t.isfinite().all() for t in tensors.values())
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
         whole = False
     if not whole:
         raise ValueError(f"{path} lacks a finite prompt (P, C), head.weight (N, C) or metadata")
-    return Prompt(tensors["prompt"].float(), tensors["head.weight"].float()), metadata
+    return Prompt(tensors["prompt"], tensors["head.weight"]), metadata

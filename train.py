@@ -30,14 +30,13 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from data import (BUNDLED, LABEL_NAMES, OFFICIAL, TEXT_RULE, TextCache, Tokenizer, batches,
+from data import (BUNDLED, LABEL_NAMES, OFFICIAL, TEXT_RULE, TextCache, batches,
                   checkpoint_folder, collate, fingerprint, hold_out, read_split,
                   split_file)  # fmt: skip
-from evaluate import (add_machine_flags, add_up, body_dtype, count, encode, one_sentence,
+from evaluate import (add_machine_flags, add_up, count, encode, one_sentence, open_base,
                       print_table, processes, score)  # fmt: skip
-from model import (GPT2Config, Prompt, choose, classify, load_gpt2, load_prompt, losses,
-                   open_safetensors, safetensors_bytes, save_prompt, weight_files,
-                   write_file)  # fmt: skip
+from model import (Prompt, choose, classify, load_prompt, losses, open_safetensors,
+                   safetensors_bytes, save_prompt, weight_files, write_file)  # fmt: skip
 
 WARM_UP = 0.06  # share of the steps in which the learning rates rise; then they fall to zero
 CLIP = 1.0  # largest norm of one prompt's gradient, head included
@@ -254,22 +253,16 @@ def read_data(args):
 def open_model(args):
     """(gpt2, tokenizer, where it came from) of --model, fit for the prompts that are asked for."""
     folder, longest = checkpoint_folder(args.model), max(args.prompt_tokens)
-    config = GPT2Config.from_json(folder / "config.json")
-    tokenizer = Tokenizer(folder / "merges.txt")
-    if longest >= config.n_positions:
+    gpt2, tokenizer = open_base(args, folder)
+    if longest >= gpt2.config.n_positions:
         raise ValueError(f"--prompt-tokens {longest} leaves no room for a text: {folder} has "
-                         f"{config.n_positions} positions")  # fmt: skip
-    if tokenizer.size > config.vocab_size:
-        raise ValueError(f"{folder}: merges.txt makes {tokenizer.size} tokens, but config.json has "
-                         f"{config.vocab_size}")  # fmt: skip
-    gpt2 = load_gpt2(folder, body_dtype(args.dtype, args.device), args.device)
+                         f"{gpt2.config.n_positions} positions")  # fmt: skip
     revision = folder / "revision"  # written by a download
-    base = {
+    return gpt2, tokenizer, {
         "base_model": args.model,
-        "base_revision": revision.read_text() if revision.exists() else "",
+        "base_revision": revision.read_text(errors="replace") if revision.exists() else "",
         "base_sha256": fingerprint(*weight_files(folder)),
-    }
-    return gpt2, tokenizer, base
+    }  # fmt: skip
 
 
 def describe(args, out, total, gpt2, base, names, texts):

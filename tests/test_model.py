@@ -78,7 +78,7 @@ def test_a_pack_equals_its_prompts_alone_also_after_three_steps(checkpoint):
     whole, alone = optimizer(pack), [optimizer([p]) for p in solo]
     before = classify(gpt2, pack, ids, lengths).detach()
     for _ in range(3):
-        loss, _ = train_step(gpt2, pack, whole, ids, lengths, LABELS)
+        loss, *_ = train_step(gpt2, pack, whole, ids, lengths, LABELS)
         for k, (p, own) in enumerate(zip(solo, alone)):
             assert (train_step(gpt2, [p], own, ids, lengths, LABELS)[0] - loss[k]).abs() < 1e-12
     after = classify(gpt2, pack, ids, lengths)

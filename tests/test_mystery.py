@@ -136,7 +136,7 @@ def neighbours():
     prompt, _ = load_prompt(TINY / "prompts/reviews-p10/prompt.safetensors")
     gpt2, encode = load_gpt2(TINY), Tokenizer(TINY / "merges.txt").encode
     ways = (post_logits, post_model(TINY, prompt)), (our_logits, gpt2)
-    text = encode("My date was a bore, but the movie was magnificent.")
+    text = encode("Every bit as good as you've heard.")
     yield "pads after the text   the post: logits, answer    classify: logits, answer"
     for pads in (0, 1, 2, 5, 10, 20):
         batch = [text, (text * 4)[: len(text) + pads]]

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 import evaluate
 import train
+from data import Tokenizer
 from model import GPT2, load_gpt2, load_prompt
 
 GOOD, BAD = "fine lovely great warm witty".split(), "dull awful cold flat stale".split()
@@ -189,7 +190,7 @@ def test_the_best_epoch_is_what_is_kept(place):
 def test_inits(place, init, ids):
     run("--init", init, "--prompt-tokens", 4, "--steps", 1)
     _, metadata = load_prompt("run/prompts/p4-s0/prompt.safetensors")
-    words = train.Tokenizer("m/merges.txt").encode(" 0 1")[:4]
+    words = Tokenizer("m/merges.txt").encode(" 0 1")[:4]
     assert metadata["init_ids"][: len(words)] == (ids or words) and len(metadata["init_ids"]) == 4
     assert metadata["init"] == init
 

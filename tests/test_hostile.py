@@ -744,7 +744,7 @@ def test_no_model_name_leads_out_of_the_folder(tmp_path, monkeypatch, name):
 @pytest.fixture
 def bench(tmp_path):
     """A checkpoint m, a data set d, and a prompt p.safetensors for them: all in order, as the first test shows."""
-    m = write_checkpoint(tmp_path / "m", sizes(C=4, H=2, L=1, V=300, n_positions=64),
+    write_checkpoint(tmp_path / "m", sizes(C=4, H=2, L=1, V=300, n_positions=64),
         random_weights(sizes(C=4, L=1, n_positions=64)))
     (tmp_path / "d").mkdir()
     for split in ("train", "dev"):

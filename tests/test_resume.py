@@ -14,7 +14,7 @@ import time
 import pytest
 import torch
 from checkpoints import TINY
-from test_train import BASE, place, run, timeless  # noqa: F401 (place is a fixture)
+from test_train import BASE, run, timeless
 
 import train
 from model import load_prompt

@@ -291,8 +291,9 @@ def describe(args, out, total, gpt2, base, names, texts):
 def differences(stored, facts):
     """In which settings, weights or files (a name each) the run that began is not this one."""
     for part in ("settings", "base", "data", "files"):
+        began = stored.get(part) if isinstance(stored.get(part), dict) else {}
         for key, value in facts[part].items():
-            old = (stored.get(part) or {}).get(key)
+            old = began.get(key)
             if key != "out" and old != value:
                 yield f"{key} ({part}) was {old} when it began and is {value} now"
 

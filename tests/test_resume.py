@@ -114,6 +114,7 @@ CHANGED = {
     "weights": (lambda place: flip(place / "m/model.safetensors"), [], "base_sha256 (base)"),
     "no run": (lambda place: shutil.rmtree("run"), [], "run/run.json"),
     "run.json": (lambda place: (place / "run/run.json").write_text("[]"), [], "does not describe a run"),
+    "its settings": (lambda place: change(place, "run/run.json", '"settings": {', '"settings": 1, "was": {'), [], "model (settings)"),
     "checkpoint": (lambda place: (place / "run/checkpoint/state.safetensors").write_text("x" * 99), [], "state.safetensors"),
 }
 

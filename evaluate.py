@@ -56,7 +56,7 @@ def add_up(tensors):
         dist.all_reduce(flat)
     except RuntimeError as error:
         reason = str(error).split("\n")[0]
-        raise OSError(f"another process of this run ended, so this one does too ({reason})") from None
+        raise OSError(f"another process ended, so this one does too ({reason})") from None
     for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
         tensor.copy_(part.view_as(tensor))
 

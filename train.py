@@ -187,7 +187,7 @@ def learning_rate(step, total):
 
 
 def train_step(gpt2, prompts, optimizer, ids, lengths, labels, past=None, share=1.0):
-    """One step of K prompts: ids (B, T), lengths (B,), labels (B,) -> loss, correct, norm, all (K,).
+    """One step of K prompts: ids (B, T), lengths, labels (B,) -> loss, correct, norm, each (K,).
 
     past: the keys and values of the texts, where these have been read before.  share: which part
     of the step's batch these texts are; the other processes have the rest.
@@ -351,7 +351,8 @@ class RunFolder:
         kept = ("data", "head_lr", "batch_size", "epochs", "steps", "train", "select_on", "dtype")
         recipe = {key: settings[key] for key in kept} | {"lr": trial.lr, "seed": trial.seed}
         path = self.path / "prompts" / trial.name / "prompt.safetensors"
-        save_prompt(path, Prompt(trial.state["vectors"], trial.state["head"]), self.facts["base"] | {
+        best = Prompt(trial.state["vectors"], trial.state["head"])
+        save_prompt(path, best, self.facts["base"] | {
             "labels": self.facts["labels"], "init": settings["init"], "init_ids": trial.init_ids,
             "text_rule": TEXT_RULE, "accuracy": result["accuracy"], "n": result["n"],
             "recipe": recipe | {"epoch": trial.best["epoch"]},
@@ -398,8 +399,8 @@ class RunFolder:
             self.open_metrics(numbers["metrics"])
             return numbers["step"], numbers["epoch"], window
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise ValueError(f"{self.checkpoint} is no checkpoint of this run ({error}); start again "
-                             "with --overwrite") from None  # fmt: skip
+            raise ValueError(f"{self.checkpoint} is no checkpoint of this run ({error}); start "
+                             "again with --overwrite") from None  # fmt: skip
 
 
 class Stopped(Exception):
@@ -459,8 +460,8 @@ def fit(args, total, gpt2, trials, train_set, held_set, run, noted):
         for trial, at in zip(active, window[3].tolist()):
             if at:
                 trial.broke = int(at)
-                print(f"{trial.name} stopped: no finite gradient in step {trial.broke}; try a lower "
-                      "--lr", file=sys.stderr)  # fmt: skip
+                print(f"{trial.name} stopped: no finite gradient in step {trial.broke}; try a "
+                      "lower --lr", file=sys.stderr)  # fmt: skip
 
     for epoch in range(first, epochs + 1):
         active, since, timed = still_active(), None, 0
@@ -468,7 +469,8 @@ def fit(args, total, gpt2, trials, train_set, held_set, run, noted):
             break
         done = step - (epoch - 1) * len(plan)  # more than none where an epoch is resumed
         if not done:
-            window = torch.zeros(4, len(active), device=device)  # sums since the last line of the log
+            # Sums since the last line of the log: loss, correct, texts; and the step that broke.
+            window = torch.zeros(4, len(active), device=device)
         for indices in batches(train_set, args.batch_size, epoch)[done : done + total - step]:
             if not active:
                 break
@@ -547,7 +549,8 @@ def print_summary(summary, out):
     print_table(["prompt", "lr", "epoch", select, "dev", "95 % interval"], [
         [row["name"], f"{row['lr']:g}", row["epoch"], f"{row['selection']['accuracy']:.4f}",
          f"{row['accuracy']:.4f}", "{:.3f} to {:.3f}".format(*row["ci95"])] for row in rows
-    ] + [[name, "", "", "", f"{value:.4f}", ""] for name, value in summary["baselines"].items()])  # fmt: skip
+    ] + [[name, "", "", "", f"{value:.4f}", ""]
+         for name, value in summary["baselines"].items()])  # fmt: skip
     print(f'try: python evaluate.py predict {out} "a delight from start to finish"')
 
 
@@ -592,8 +595,9 @@ def main(argv=None):
             print(f"stopped; go on with: python train.py --resume {out}", file=sys.stderr)
         sys.exit(128 + (stop.args or [signal.SIGINT])[0])
     except OSError as error:  # a full disk
-        hint = f"{error.strerror or error}; mend that and go on with: python train.py --resume {out}"
-        raise OSError(error.errno, hint, error.filename or str(out)) from None
+        hint = f"mend that and go on with: python train.py --resume {out}"
+        why = f"{error.strerror or error}; {hint}"
+        raise OSError(error.errno, why, error.filename or str(out)) from None
     finally:
         shutil.rmtree(out / "text-cache", ignore_errors=True)
     if dist.is_initialized():

@@ -70,15 +70,17 @@ def test_a_run_that_is_whole_is_left_as_it_is(place, capsys):
 
 def test_thirty_kills_at_random_moments(place):
     """A run that is killed again and again, whatever it was writing, ends as one that never was."""
-    flags = [*map(str, FLAGS[:-2]), "--epochs", "25"]
-    run(*flags)
-    whole = timeless(place / "run")
-    shutil.rmtree("run")
+    fresh = [*BASE, "--out", "run", *map(str, FLAGS[:-2]), "--epochs", "25"]
     context, draw, kills = multiprocessing.get_context("forkserver"), random.Random(0), 0
     context.set_forkserver_preload(["train"])
+    process = context.Process(target=quietly, args=(fresh,))  # in as many threads as those to be killed
+    process.start()
+    process.join()
+    whole = timeless(place / "run")
+    shutil.rmtree("run")
     while not os.path.exists("run/summary.json"):
         began = os.path.exists("run/run.json")
-        argv = ["--resume", "run"] if began else [*BASE, "--out", "run", *flags]
+        argv = ["--resume", "run"] if began else fresh
         process = context.Process(target=quietly, args=(argv,))
         process.start()
         process.join(draw.uniform(0.05, 1.0) if kills < 30 else 100)

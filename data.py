@@ -227,7 +227,7 @@ def example_of(row, num_labels):
     text, label = row.get("sentence", row.get("text")), row.get("label")
     if text is None or label is None:
         raise ValueError("columns sentence (or text) and label are needed")
-    if not isinstance(text, str) or not clean(text):
+    if not isinstance(text, str) or not (text := clean(text)):
         raise ValueError("the text is blank; remove the row")
     try:
         value = float(str(label).replace("_", "?"))  # neither true nor 1_0 is a number
@@ -239,7 +239,7 @@ def example_of(row, num_labels):
         hint = "; -1 marks test rows without labels: predict takes these" if value == -1 else ""
         wanted = f"0 to {num_labels - 1} (--num-labels){hint}"
         raise ValueError(f"label {label!r:.40} is not in {wanted}")
-    return clean(text), value if num_labels == 1 else int(value)
+    return text, value if num_labels == 1 else int(value)
 
 
 def read_split(data, split, num_labels=2):

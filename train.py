@@ -306,7 +306,7 @@ class RunFolder:
     """
 
     def __init__(self, path, facts):
-        """facts: what run.json says of the run, here or to be written by `begin`."""
+        """facts: what run.json says of the run, here or to be written by `prepare`."""
         self.path, self.facts, self.writes = path, facts, processes()[0] == 0
         self.checkpoint = path / "checkpoint" / "state.safetensors"
 

@@ -283,7 +283,7 @@ def download_sst2(folder):
         partial.rename(folder)
     except Exception as error:  # an archive can be broken in more ways than zipfile has names for
         raise OSError(
-            f"could not fetch SST-2 ({error}): check the network and run again, or unpack "
+            f"could not fetch SST-2 ({str(error)!r:.200}): check the network and run again, or unpack "
             f"train.tsv and dev.tsv of {SST2_URL} into {folder} by hand"
         ) from None
     finally:

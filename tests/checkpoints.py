@@ -68,3 +68,14 @@ def write_checkpoint(folder, config, weights):
     lines = (TINY / "merges.txt").read_text(encoding="utf-8").splitlines()[: config["vocab_size"] - 256]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
+
+
+def write_shards(folder, weights):
+    """Five shards and their index in place of the one file of a checkpoint folder."""
+    names = sorted(weights)
+    shards = {f"model-0000{i + 1}-of-00005.safetensors": names[i::5] for i in range(5)}
+    (folder / "model.safetensors").unlink()
+    for file, part in shards.items():
+        save_file({name: weights[name] for name in part}, folder / file)
+    index = {"weight_map": {name: file for file, part in shards.items() for name in part}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))

@@ -1,8 +1,56 @@
+"""What every test may rely on, whatever machine, shell or user it runs for.
+
+    pytest --body-dtype float32     as on hardware without fast bfloat16, whatever this one has
+    pytest --body-dtype bfloat16    as on hardware with it
+"""
+
 import os
 import shutil
+import signal
+
+# What a user may have set must not reach the tests, nor the programs that these start; and no GPU does.
+for name in [*os.environ]:
+    if name.startswith(("HF_", "HUGGING", "TRANSFORMERS_", "XLA_", "JAX_", "TORCHELASTIC_", "PYTHONIOENCODING", "PYTHONUTF8", "PYTHONUNBUFFERED", "NO_COLOR")):
+        del os.environ[name]
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ["OMP_NUM_THREADS"] = "1"  # threads that wait for one another are slow where others work, too
+for number in (signal.SIGINT, signal.SIGTERM):  # a background job begins with SIGINT ignored
+    signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 import pytest
+import torch
 from checkpoints import random_weights, sizes, write_checkpoint
+
+import evaluate
+
+
+def pytest_addoption(parser):
+    parser.addoption("--body-dtype", choices=["float32", "bfloat16"], help="what --dtype auto means in this run")
+
+
+@pytest.fixture(autouse=True)
+def answer_of_auto(request, monkeypatch):
+    """With --body-dtype, `--dtype auto` means that one in every program that runs in this process."""
+    if asked := request.config.getoption("--body-dtype"):
+        explicit = evaluate.body_dtype
+        monkeypatch.setattr(evaluate, "body_dtype", lambda name, device: explicit(asked if name == "auto" else name, device))
+
+
+@pytest.fixture(params=["float32", "bfloat16"])
+def either_dtype(request, monkeypatch, answer_of_auto):
+    """For tests that go by the answer of `--dtype auto`: both answers, one after the other."""
+    explicit = evaluate.body_dtype
+    monkeypatch.setattr(evaluate, "body_dtype", lambda name, device: explicit(request.param if name == "auto" else name, device))
+    return getattr(torch, request.param)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """One line that names what was skipped, and why: a plain clone has neither SST-2 nor the official tokenizer."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    if skipped:
+        why = lambda report: report.longrepr[2].removeprefix("Skipped: ") if isinstance(report.longrepr, tuple) else report.longrepr
+        names = ", ".join(f"{report.nodeid.split('::')[-1]} ({why(report)})" for report in skipped)
+        terminalreporter.write_line(f"not run here: {names}")
 
 
 @pytest.fixture(scope="session")

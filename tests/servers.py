@@ -3,38 +3,46 @@
 import contextlib
 import hashlib
 import http.server
+import io
 import json
+import socket
 import threading
+import time
+import warnings
+import zipfile
+
+import data as fetching  # where the addresses of downloads are, and the folder they go to
 
 
 @contextlib.contextmanager
 def serve(files, cut=()):
-    """Serve {path: bytes} on localhost -> (address, list of requested paths).
+    """Serve {path: bytes} on localhost -> (address, list of what was asked for, such as "GET /path from 10").
 
-    A path in `cut` loses its connection halfway, the first time only.
+    A path loses its connection halfway for as long as it stands in `cut`.
     """
-    asked, cut = [], set(cut)
+    asked = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self):
             path = self.path.split("?")[0]
-            asked.append(path)
             body = files.get(path, b"")
             start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
+            asked.append(f"{self.command} {path}" + f" from {start}" * (start > 0))
             self.send_response(404 if path not in files else 206 if start else 200)
             self.send_header("Content-Length", str(len(body) - start))
             if start:
                 self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
             self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
-            self.send_header("X-Repo-Commit", "1" * 40)
+            if "/resolve/" in path:
+                self.send_header("X-Repo-Commit", path.split("/resolve/")[1].split("/")[0])
             self.end_headers()
             if self.command == "GET" and path in cut:
-                cut.discard(path)
-                self.wfile.write(body[: len(body) // 2])
+                self.wfile.write(body[start : len(body) // 2])
                 self.wfile.flush()
-                self.connection.close()
+                self.close_connection = True
+                self.connection.shutdown(socket.SHUT_RDWR)
             elif self.command == "GET":
                 self.wfile.write(body[start:])
 
@@ -44,7 +52,7 @@ def serve(files, cut=()):
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}", asked
@@ -54,14 +62,44 @@ def serve(files, cut=()):
         server.server_close()
 
 
-def hub(repo, revision, contents):
-    """The paths under which a model hub offers the files {name: bytes} of one repository."""
+def hub(repo, revisions, branch):
+    """The paths under which a model hub offers {revision: {name: bytes}} of a repository, whose branch is one of these."""
     entry = lambda name, data: {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-    siblings = [{"rfilename": name} for name in contents]
-    info = json.dumps({"id": repo, "modelId": repo, "sha": revision, "siblings": siblings}).encode()
-    tree = json.dumps([entry(name, data) for name, data in contents.items()]).encode()
-    return {
-        f"/api/models/{repo}": info,
-        f"/api/models/{repo}/revision/{revision}": info,
-        f"/api/models/{repo}/tree/{revision}": tree,
-    } | {f"/{repo}/resolve/{revision}/{name}": data for name, data in contents.items()}
+    api, paths = f"/api/models/{repo}", {}
+    for name, contents in (revisions | {"main": revisions[branch]}).items():
+        sha = branch if name == "main" else name
+        info = {"id": repo, "modelId": repo, "sha": sha, "siblings": [{"rfilename": file} for file in contents]}
+        paths[f"{api}/revision/{name}"] = json.dumps(info).encode()
+        paths[f"{api}/tree/{name}"] = json.dumps([entry(*item) for item in contents.items()]).encode()
+        paths |= {f"/{repo}/resolve/{name}/{file}": data for file, data in contents.items()}
+    paths[api] = paths[f"{api}/revision/main"]
+    return paths
+
+
+def archive(members, method=zipfile.ZIP_DEFLATED):
+    """A zip of (name, bytes), the same at any hour."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of names that come twice
+        for name, content in members:
+            file.writestr(zipfile.ZipInfo(name, (2020, 2, 20, 20, 20, 20)), content, method)
+    return buffer.getvalue()
+
+
+NOWHERE = "http://127.0.0.1:9"  # nobody listens there
+
+
+def redirect(monkeypatch, root, archive=NOWHERE, md5=None, models=NOWHERE):
+    """In this process downloads go under root and come from these addresses.
+
+    archive: address of SST-2; md5: those of its files, by name; models: address of a hub.
+    """
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(fetching, "ROOT", root)
+    monkeypatch.setattr(fetching, "SST2_URL", archive)
+    monkeypatch.setattr(fetching, "SST2_MD5", md5 or fetching.SST2_MD5)
+    monkeypatch.setattr(constants, "ENDPOINT", models)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", models + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # the library waits 23 s between its tries

@@ -1,28 +1,34 @@
 """evaluate.py: its numbers against plain counting, its verbs from the command line."""
 
+import functools
 import io
-import itertools
 import json
 import math
 import os
+import random
 import re
 import shutil
 import subprocess
 import sys
+import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from checkpoints import TINY, random_weights, sizes, write_checkpoint
-from test_model import TEXTS, make_prompts, pad
+from checkpoints import TINY
+from test_model import pad
 
 import evaluate
 import train
-from model import classify, load_gpt2, load_prompt, save_prompt
+from data import TEXT_RULE, Tokenizer, fingerprint, read_split
+from evaluate import LONGEST, judge, lines_of, mcnemar, probabilities, score, shade, tally, wilson
+from model import Prompt, classify, load_gpt2, load_prompt, save_prompt, weight_files
 
 ROOT = TINY.parent.parent
 SHIPPED = ROOT / "weights/tiny/prompts/reviews-p10"
-OTHER = ROOT / "weights/tiny/prompts/sst2-p10"
+EXACT = ("--dtype", "float32")  # where numbers are compared with numbers that were computed in another way
+NAMES = ["bad", "fair", "good"]
 
 
 def ask(capsys, *argv):
@@ -32,126 +38,280 @@ def ask(capsys, *argv):
         evaluate.main([*map(str, argv)])
     except SystemExit as stop:
         code = stop.code
-    out, err = capsys.readouterr()
-    return code, out, err
+    return code, *capsys.readouterr()
+
+
+def told(capsys, *argv):
+    """Run evaluate.py -> the objects that it prints, one a line"""
+    code, out, err = ask(capsys, *argv, "--json")
+    assert code == 0, err
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def changed(tmp_path, base, vectors=None, **metadata):
+    """The same prompt with other metadata (None: without), or vectors"""
+    prompt, old = load_prompt(base)
+    new = {key: value for key, value in (old | metadata).items() if value is not None}
+    save_prompt(tmp_path / "p.safetensors", prompt if vectors is None else Prompt(vectors, prompt.head), new)
+    return tmp_path / "p.safetensors"
+
+
+def write_run(folder, train="prompt+head", settings={}, files={}, **prompts):
+    """A finished run with made-up scores: name=(tokens, seed, accuracy on dev, on selection, untrained, and what else).
+
+    Every prompt has a curve of its own, and was best in its second epoch.
+    """
+    said = {"model": "tiny", "data": "reviews", "train": train, "batch_size": 16, "epochs": 3, "select_on": "hold-out"}
+    rows, log = [], []
+    for name, (P, seed, accuracy, selected, untrained, *more) in prompts.items():
+        rows.append({"name": name, "prompt_tokens": P, "seed": seed, "lr": 0.03, "epoch": 2, "folder": f"prompts/{name}",
+                     "n": 400, "accuracy": accuracy, "selection": {"split": "hold-out", "accuracy": selected},
+                     "untrained": untrained})  # fmt: skip
+        rows[-1].update(*more)
+        (folder / "prompts" / name).mkdir(parents=True)
+        shutil.copy(files.get(name, SHIPPED / "prompt.safetensors"), folder / "prompts" / name / "prompt.safetensors")
+        for split, curve in (("hold-out", (-0.2, 0.0, -0.1)), ("dev", (0.3, 0.3, 0.3))):
+            log += [{"epoch": i, "prompt": name, "split": split, "accuracy": selected + x} for i, x in enumerate(curve, 1)]
+    (folder / "run.json").write_text(json.dumps({"settings": said | settings | {"prompt_tokens": [1, 5], "lr": [0.03]}}))
+    (folder / "summary.json").write_text(json.dumps({"prompts": rows, "baselines": {"majority": 0.52, "untrained": 0.5}}))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def desk(checkpoint, tmp_path_factory):
+    """A random model, data sets d and e, and a run of three prompts, which were trained on d and tell three labels apart.
+
+    Asking costs milliseconds, the labels are wrong as often as right, and in many ways.
+    """
+    home, draw = tmp_path_factory.mktemp("desk"), random.Random(1)
+    gpt2, tokenizer = load_gpt2(checkpoint[0]), Tokenizer(checkpoint[0] / "merges.txt")
+    for data, split, n in (("d", "dev", 50), ("d", "other", 30), ("e", "dev", 40), ("e", "other", 20)):
+        words = ["".join(draw.choices("aeinorst", k=draw.randint(1, 4))) for _ in range(3 * n)]
+        rows = [f"{' '.join(words[i : i + 3])}\t{draw.choice([0, 1, 1, 2, 2, 2])}" for i in range(0, 3 * n, 3)]
+        (home / data).mkdir(exist_ok=True)
+        (home / data / f"{split}.tsv").write_text("\n".join(["sentence\tlabel", *rows, ""]))
+    generator, files, prompts = torch.Generator().manual_seed(2), {}, {}
+    metadata = {"labels": NAMES, "init_ids": [40, 41, 42], "text_rule": TEXT_RULE, "base_model": str(checkpoint[0]),
+                "base_sha256": fingerprint(*weight_files(checkpoint[0])), "recipe": {"data": str(home / "d"), "train": "head"},
+                "accuracy": "0.5", "n": "50"}  # fmt: skip
+    for name, P in (("a", 3), ("b", 2), ("c", 5)):
+        prompts[name] = Prompt(torch.randn(P, 10, generator=generator), torch.randn(3, 10, generator=generator))
+        save_prompt(files.setdefault(name, home / f"{name}.safetensors"), prompts[name], metadata)
+    run = write_run(home / "run", files=files, a=(3, 0, 0.9, 0.5, 0.3), b=(2, 0, 0.4, 0.9, 0.3), c=(5, 0, 0.6, 0.7, 0.3))
+
+    @functools.cache
+    def read(text):
+        return classify(gpt2, [*prompts.values()], *pad([tokenizer.encode(text)]))[:, 0].detach()  # (3, N)
+
+    def logits(names, texts):
+        """(n, N), read one by one: the mean over the prompts named"""
+        return torch.stack([read(text)[["abc".index(name) for name in names]].mean(dim=0) for text in texts])
+
+    paths = {name: run / f"prompts/{name}/prompt.safetensors" for name in "abc"}
+    return SimpleNamespace(run=run, d=home / "d", e=home / "e", prompts=prompts, logits=logits, tokenizer=tokenizer,
+                           model=checkpoint[0], **paths)  # fmt: skip
+
+
+# ---- numbers --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def few(tmp_path):
-    """A data set of 60 sentences to train on, and 60 others."""
-    (tmp_path / "few").mkdir()
-    for name in ("train.tsv", "dev.tsv"):
-        lines = (ROOT / "reviews" / name).read_text("utf-8").splitlines(keepends=True)[:61]
-        (tmp_path / "few" / name).write_text("".join(lines), "utf-8")
-    return tmp_path / "few"
+def seen():
+    """Of every module that gives a tensor: itself, the shape of what it reads, and of what it gives the dtype and the graph."""
+    found = []
+
+    def look(module, inputs, output):
+        if isinstance(output, torch.Tensor):
+            found.append((module, tuple(inputs[0].shape), output.dtype, output.requires_grad))
+
+    handle = torch.nn.modules.module.register_module_forward_hook(look)
+    yield found
+    handle.remove()
 
 
-def test_answers_come_in_order_whatever_the_batch(checkpoint):
-    gpt2, prompts = load_gpt2(checkpoint[0]), make_prompts(dtype=torch.float32)
-    examples = [(ids, 0) for ids in TEXTS]
-    truth = classify(gpt2, prompts, *pad(TEXTS))
-    for size in (1, 2, 32):
-        assert (evaluate.answers(gpt2, prompts, examples, size) - truth).abs().max() < 1e-5
+def test_every_verb_asks_without_a_graph_and_in_the_dtype_asked_for(capsys, desk, seen, either_dtype):
+    """Or memory would grow with the split, and time where the hardware is slow."""
+    for flags, dtype in (([], either_dtype), (EXACT, torch.float32), (["--dtype", "bfloat16"], torch.bfloat16)):
+        for argv in (["score", desk.run], ["predict", desk.a, "x"], ["attention", desk.a, "x"], ["table", desk.a, desk.b]):
+            seen.clear()
+            assert ask(capsys, *argv, *flags)[0] == 0 and not any(graph for *_, graph in seen)
+            assert {given for module, _, given, _ in seen if isinstance(module, torch.nn.Linear)} == {dtype}
 
 
-def test_score_equals_plain_counting(checkpoint):
-    gpt2, prompts = load_gpt2(checkpoint[0]), make_prompts(dtype=torch.float32)
-    texts = [[i, i + 1, 2 * i] for i in range(1, 41)]
-    examples = [(ids, i % 3 % 2) for i, ids in enumerate(texts)]
-    for prompt, result in zip(prompts, evaluate.score(gpt2, prompts, examples, 7)):
-        loss, table = 0.0, [[0, 0], [0, 0]]
-        for ids, label in examples:
-            logits = classify(gpt2, [prompt], *pad([ids]))[0, 0].tolist()
-            loss += math.log(sum(math.exp(x) for x in logits)) - logits[label]
-            table[label][logits[1] > logits[0]] += 1
-        assert result["confusion"] == table and result["n"] == 40 and result["majority"] == 27 / 40
-        assert result["accuracy"] == (table[0][0] + table[1][1]) / 40
-        assert result["loss"] == pytest.approx(loss / 40, abs=1e-4)
-        answered = [table[0][0] + table[1][0], table[0][1] + table[1][1]]
-        assert result["collapsed"] == (0 in answered) == (result["alarm"] is not None)
-        for i in (0, 1):
-            assert result["precision"][i] == (table[i][i] / answered[i] if answered[i] else None)
-            assert result["recall"][i] == table[i][i] / sum(table[i])
+def test_texts_are_read_as_many_at_once_as_asked_and_with_others_of_their_length(capsys, desk, seen):
+    lengths = sorted(len(desk.tokenizer.encode(text)) for text, _ in read_split(desk.d, "dev", 3))
+    for flags, size in ((["--batch-size", "1"], 1), (["--batch-size", "7"], 7), ([], 16), (["--batch-size", "99"], 50)):
+        seen.clear()
+        ask(capsys, "score", desk.a, *flags)
+        read = [shape for module, shape, *_ in seen if getattr(module, "num_embeddings", 0) == 300]
+        assert sorted(read) == sorted((len(b), b[-1]) for b in (lengths[i : i + size] for i in range(0, 50, size)))
 
 
-def test_a_prompt_that_answers_one_thing_is_called_collapsed(checkpoint):
-    gpt2, (prompt,) = load_gpt2(checkpoint[0]), make_prompts(sizes=[2], dtype=torch.float32)
-    prompt.head.data[1] = prompt.head.data[0]  # a tie: always label 0, as with a head of one column
-    result = evaluate.score(gpt2, [prompt], [(ids, i % 2) for i, ids in enumerate(TEXTS)], 2)[0]
-    assert result["collapsed"] and result["accuracy"] == result["majority"] == 2 / 3
-    assert result["alarm"] == "0.6667 is the share of label 0: this model answers 0 for everything"
+def test_auto_is_bfloat16_where_the_hardware_is_fast(monkeypatch, request):
+    if request.config.getoption("--body-dtype"):
+        pytest.skip("--body-dtype is the answer")
+    for flags, capability, fast in (("x avx512_bf16", (8, 0), True), ("amx_bf16", (9, 0), True), ("avx512f", (7, 5), False)):
+        monkeypatch.setattr(Path, "read_text", lambda self, flags=flags: flags)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, capability=capability: capability)
+        auto = {evaluate.body_dtype("auto", torch.device(kind)) for kind in ("cpu", "cuda")}
+        assert auto == {torch.bfloat16 if fast else torch.float32}
 
 
-def test_precision_and_recall_of_a_label_that_is_never_answered_or_never_there():
-    result = evaluate.tally(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 2, 2, 1]), 3)
-    assert result["confusion"] == [[1, 0, 0], [0, 1, 0], [1, 1, 0]]
-    assert (result["precision"], result["recall"]) == ([0.5, 0.5, None], [1.0, 1.0, 0.0])
-    result = evaluate.tally(torch.tensor([1, 1]), torch.tensor([0, 1]), 3)
-    assert result["recall"] == [0.0, 1.0, None] and result["collapsed"] and "label 1" in result["alarm"]
+def counted(logits, labels):
+    """What score should say of logits (n, N) and a list of labels, by plain counting."""
+    N, loss = logits.shape[1], 0.0
+    table = [[0] * N for _ in range(N)]
+    for row, label in zip(logits.tolist(), labels):
+        loss += math.log(sum(math.exp(x) for x in row)) - row[label]
+        table[label][row.index(max(row))] += 1
+    right, n = [table[i][i] for i in range(N)], len(labels)
+    share = lambda part, whole: part / whole if whole else None
+    return {"n": n, "accuracy": sum(right) / n, "loss": pytest.approx(loss / n, abs=1e-4), "confusion": table,
+            "ci95": pytest.approx(interval(sum(right), n)), "majority": max(map(sum, table)) / n,
+            "precision": [share(right[i], sum(row[i] for row in table)) for i in range(N)],
+            "recall": [share(right[i], sum(table[i])) for i in range(N)], "collapsed": False, "alarm": None}  # fmt: skip
+
+
+def interval(correct, n):
+    """Wilson's, by scipy; with 1.96 standard deviations to the digit"""
+    stats = pytest.importorskip("scipy.stats")
+    return [*stats.binomtest(correct, n).proportion_ci(math.erf(1.96 / math.sqrt(2)), method="wilson")]
+
+
+def test_score_equals_plain_counting(capsys, desk):
+    """Whichever prompts answer, alone or together, and whatever is answered."""
+    for argv, data, split, names in (
+        ([desk.run], desk.d, "dev", "b"), ([desk.run, "--all"], desk.d, "dev", "bca"),
+        ([desk.a, "--split", "other"], desk.d, "other", "a"),
+        ([desk.a, "--data", desk.e, "--with", desk.c], desk.e, "dev", "ac"),
+        ([desk.a, "--with", desk.c, desk.a, desk.run], desk.d, "dev", "acb"),
+    ):  # fmt: skip
+        texts, labels = zip(*read_split(data, split, 3))
+        truth = counted(desk.logits(names, texts), labels)
+        assert len({*truth["precision"], *truth["recall"], truth["accuracy"], truth["majority"]}) >= 7  # nothing is hidden
+        (result,) = told(capsys, "score", *argv, *EXACT)
+        each = [counted(desk.logits(name, texts), labels) for name in names]
+        examples = [(desk.tokenizer.encode(text), label) for text, label in zip(texts, labels)]
+        assert score(load_gpt2(desk.model), [desk.prompts[name] for name in names], examples, 7) == each
+        alone = [one["accuracy"] for one in each]
+        paths = [str(getattr(desk, name)) for name in names]
+        assert result == truth | {"alone": alone, "prompt": " + ".join(paths)}
+
+        lines = ask(capsys, "score", *argv, *EXACT)[1].splitlines()
+        if len(names) > 1:
+            assert [line.split() for line in lines[1 : len(names) + 1]] == [[p, f"{x:.4f}"] for p, x in zip(paths, alone)]
+            lines = lines[len(names) + 1 :]
+        assert lines[0] == (
+            "{who} on {data} {split}: accuracy {accuracy:.4f} of {n} texts, 95 % interval {ci95[0]:.3f} to {ci95[1]:.3f}, loss "
+            "{loss:.4f}, majority baseline {majority:.4f}".format(
+                **result, data=data, split=split, who=paths[0] if len(names) == 1 else "together"))  # fmt: skip
+        assert re.split("  +", lines[1]) == ["label", *(f"answered {name}" for name in NAMES), "precision", "recall"]
+        for i, (name, line) in enumerate(zip(NAMES, lines[2:], strict=True)):
+            shares = ["-" if share is None else f"{share:.4f}" for share in (result["precision"][i], result["recall"][i])]
+            assert line.split() == [name, *map(str, result["confusion"][i]), *shares]
+
+
+def test_the_surest_mistakes(capsys, desk):
+    texts, labels = zip(*read_split(desk.d, "dev", 3))
+    sure, chosen = desk.logits("a", texts).softmax(dim=1).max(dim=1)
+    wrong = [i for i in range(50) if chosen[i] != labels[i]]
+    wrong.sort(key=lambda i: -sure[i])
+    worst = [{"text": texts[i], "label": labels[i], "answer": int(chosen[i]),
+              "probability": pytest.approx(sure[i].item(), abs=1e-4)} for i in wrong]  # fmt: skip
+    assert len(worst) > 10
+    errors = told(capsys, "score", desk.a, "--errors", "100", *EXACT)[0]["errors"]
+    assert errors == worst  # every one of them, and nothing else
+    assert told(capsys, "score", desk.a, "--errors", "3", *EXACT)[0]["errors"] == worst[:3]
+    assert ask(capsys, "score", desk.a, "--errors", "2", *EXACT)[1].splitlines()[-2:] == [
+        f"{one['probability']:.3f} {NAMES[one['answer']]}, but it is {NAMES[one['label']]}: {one['text']}"
+        for one in errors[:2]]  # fmt: skip
+
+
+def test_a_prompt_that_answers_one_thing_is_called_collapsed(capsys, desk, tmp_path):
+    prompt, metadata = load_prompt(desk.a)
+    prompt.head.data[:] = prompt.head.data[0]  # a tie: always label 0, as with a head of one column
+    save_prompt(tmp_path / "p.safetensors", prompt, metadata)
+    (result,) = told(capsys, "score", tmp_path / "p.safetensors")
+    zeros = sum(label == 0 for _, label in read_split(desk.d, "dev", 3)) / 50
+    assert result["collapsed"] and result["accuracy"] == zeros != result["majority"]
+    assert result["precision"][1:] == [None, None] and result["recall"] == [1.0, 0.0, 0.0]
+    assert result["alarm"] == f"{zeros:.4f} is the share of label 0: this model answers 0 for everything"
+    assert ask(capsys, "score", tmp_path / "p.safetensors")[1].splitlines()[-1] == f"warning: {result['alarm']}"
+    assert tally(torch.tensor([1, 1]), torch.tensor([0, 1]), 3)["recall"] == [0.0, 1.0, None]  # the third is never there
 
 
 def test_the_alarm_names_a_head_of_one_column():
     """Its argmax would be 0 for all; the threshold reads it, and the sentence says both."""
-    labels = torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0])
-    result = evaluate.judge(torch.tensor([[0.1], [0.9], [0.6], [0.7], [0.2]]), labels)
+    labels = torch.tensor([0.0, 1.0, 0.8, 0.0, 1.0])  # 0.8 counts as 1
+    result = judge(torch.tensor([[0.1], [0.9], [0.6], [0.7], [0.2]]), labels)
     assert result["confusion"] == [[1, 1], [1, 2]] and result["accuracy"] == 0.6 and not result["collapsed"]
-    assert result["loss"] == pytest.approx((0.01 + 0.01 + 0.16 + 0.49 + 0.64) / 5)
+    assert result["loss"] == pytest.approx((0.01 + 0.01 + 0.04 + 0.49 + 0.64) / 5)
     assert "one column" in result["alarm"] and "score 0.4000, the share of label 0" in result["alarm"]
-    stuck = evaluate.judge(torch.full((5, 1), 0.8), labels)
+    stuck = judge(torch.full((5, 1), 0.8), labels)
     assert stuck["alarm"].startswith("0.6000 is the share of label 1: this model answers 1 for everything; the head")
+    assert probabilities(torch.tensor([[0.2], [1.3], [-1.0]])).tolist() == [pytest.approx([0.8, 0.2]), [0.0, 1.0], [1.0, 0.0]]
 
 
-def test_mcnemar_equals_the_enumerated_binomial():
-    """All 2**m ways in which m disagreements can fall, each as likely as the next if the prompts are equal."""
-    for b, c, both, neither in ((0, 5, 3, 1), (2, 6, 0, 0), (4, 4, 2, 2), (0, 0, 3, 0), (7, 3, 1, 5)):
+def test_intervals_and_mcnemar_equal_those_of_scipy():
+    """The second is the exact two-sided test of who is right where the other is wrong."""
+    for correct, n in ((0, 10), (7, 10), (759, 872), (5, 5), (1, 400)):
+        assert wilson(correct, n) == pytest.approx(interval(correct, n), abs=1e-12)
+    assert all(wilson(0, n)[0] >= 0 and wilson(n, n)[1] <= 1 for n in range(1, 500))
+    stats = pytest.importorskip("scipy.stats")
+    for b, c, both, neither in ((0, 5, 3, 1), (2, 6, 0, 0), (4, 4, 2, 2), (0, 0, 3, 0), (7, 3, 1, 5), (800, 750, 10, 0)):
         first = torch.tensor([True] * b + [False] * c + [True] * both + [False] * neither)
         second = torch.tensor([False] * b + [True] * c + [True] * both + [False] * neither)
-        ways = [sum(way) for way in itertools.product((0, 1), repeat=b + c)]
-        p = sum(abs(2 * k - (b + c)) >= abs(b - c) for k in ways) / len(ways)
-        assert evaluate.mcnemar(first, second) == {"n": b + c + both + neither, "only_right": [b, c], "p": pytest.approx(p)}
-    huge = evaluate.mcnemar(torch.tensor([True] * 800 + [False] * 750), torch.tensor([False] * 800 + [True] * 750))
-    z = 49 / math.sqrt(1550)  # the normal approximation, with its continuity correction
-    assert huge["p"] == pytest.approx(math.erfc(z / math.sqrt(2)), abs=1e-3)
+        p = stats.binomtest(b, b + c, 0.5).pvalue if b + c else 1
+        assert mcnemar(first, second) == {"n": b + c + both + neither, "only_right": [b, c], "p": pytest.approx(p)}
 
 
-def test_probabilities_and_log_odds_against_the_plain_definition():
-    logits = torch.tensor([[0.3, -1.2, 2.0], [0.0, 0.1, 0.2]])
-    for row, shares in zip(logits.tolist(), evaluate.probabilities(logits).tolist()):
-        whole = sum(math.exp(x) for x in row)
-        assert shares == pytest.approx([math.exp(x) / whole for x in row])
-    for label in range(3):
-        shares = evaluate.probabilities(logits)[:, label]
-        assert torch.allclose(evaluate.log_odds(logits, label), (shares / (1 - shares)).log(), atol=1e-6)
-    assert torch.allclose(evaluate.log_odds(logits[:, :2], 1), logits[:, 1] - logits[:, 0])
-    one = torch.tensor([[0.2], [1.3]])
-    assert evaluate.probabilities(one).tolist() == [pytest.approx([0.8, 0.2]), [0.0, 1.0]]
-    assert torch.allclose(evaluate.log_odds(one, 0), torch.tensor([0.3, -0.8]))
+def test_run_prompt_folder_and_file_name_a_prompt_and_a_flag_its_model(capsys, desk, tmp_path):
+    answer = lambda *argv: told(capsys, "predict", *argv, *EXACT, "a tin nose")[0]["logits"]
+    best = answer(desk.b)  # by the selection split, never by dev
+    assert best != answer(desk.a) != answer(desk.c) != best
+    assert answer(desk.run) == answer(desk.run / "prompts/b") == answer(desk.run / "prompts/b/prompt.safetensors") == best
+    moved = changed(tmp_path, desk.a, base_model=str(tmp_path / "nowhere"))
+    assert ask(capsys, "predict", moved, "a text")[0] == 2
+    assert answer(desk.run / "prompts/a") == answer(moved, "--model", desk.model) == answer(desk.a)
 
 
-def test_wilson():
-    """The bounds solve (p - x)^2 = z^2 x (1 - x) / n, which is where Wilson's interval comes from."""
-    for correct, n in ((0, 10), (7, 10), (759, 872), (5, 5)):
-        for bound in evaluate.wilson(correct, n):
-            assert (correct / n - bound) ** 2 == pytest.approx(1.96**2 * bound * (1 - bound) / n, abs=1e-12)
-    low, high = evaluate.wilson(759, 872)
-    assert (high - low) / 2 == pytest.approx(0.022, abs=5e-4)  # 872 texts: plus or minus 2.2 points
+def test_regression_is_scored_by_a_threshold(capsys, place):
+    train.main("--num-labels 1 --steps 2 --prompt-tokens 1 --data d --select-on dev --model m --out run".split())
+    capsys.readouterr()
+    texts, labels = zip(*read_split("d", "dev"))
+    found = told(capsys, "predict", "run", *texts, *EXACT)
+    for one in found:
+        (x,) = one["logits"]
+        assert one["label"] == int(x > 0.5) and one["probabilities"][1] == pytest.approx(min(max(x, 0), 1))
+    (result,) = told(capsys, "score", "run", "--errors", "20", *EXACT)
+    right = sum(one["label"] == label for one, label in zip(found, labels))
+    assert result["accuracy"] == right / 12 and len(result["errors"]) == 12 - right and "one column" in result["alarm"]
+    (odds,) = told(capsys, "attention", "run", texts[0], *EXACT)
+    assert odds["log_odds"] == pytest.approx(abs(found[0]["logits"][0] - 0.5), abs=1e-5)
+    assert ", distance from 0.5 " in ask(capsys, "attention", "run", texts[0])[1]
 
 
-def test_the_shipped_prompt_predicts_and_scores_what_it_says(capsys):
-    code, out, _ = ask(capsys, "score", SHIPPED, "--json", "--dtype", "float32")
-    result = json.loads(out)
-    assert code == 0 and result.keys() >= {
-        "n", "accuracy", "ci95", "loss", "confusion", "majority", "collapsed", "prompt"}  # fmt: skip
-    assert result["accuracy"] >= 0.78 and result["n"] == 399 and not result["collapsed"]
-    said = load_prompt(SHIPPED / "prompt.safetensors")[1]
-    assert abs(float(said["accuracy"]) - result["accuracy"]) < 0.01  # trained in bfloat16, asked in float32
-    code, out, _ = ask(capsys, "predict", SHIPPED, "--json", "a delight from start to finish", "it never comes to life")
-    lines = [json.loads(line) for line in out.splitlines()]
-    assert [line["label_name"] for line in lines] == ["positive", "negative"]
-    for line in lines:
-        assert line.keys() == {"text", "label", "label_name", "logits", "probabilities"}
-        assert line["probabilities"] == pytest.approx(torch.tensor(line["logits"]).softmax(0).tolist())
-        assert line["probabilities"][line["label"]] > 0.5
+# ---- many texts ---------------------------------------------------------------------------------
+
+
+def test_predict_answers_by_the_mean_logits_of_the_prompts(capsys, desk):
+    texts = ["tin nose", "a rose is  a stone", "orient", "stain\tits rain"]
+    for argv, names in (
+        ([desk.a], "a"), ([desk.run], "b"), ([desk.run, "--all"], "abc"), ([desk.a, "--with", desk.b, desk.c], "abc"),
+        ([desk.a, "--with", desk.c], "ac"), ([desk.a, "--with", desk.a], "a"),
+    ):  # fmt: skip
+        truth = desk.logits(names, texts)
+        found = told(capsys, "predict", argv[0], *texts, *argv[1:], *EXACT)
+        for text, row, one in zip(texts, truth, found, strict=True):
+            label = row.tolist().index(max(row))
+            assert one.keys() == {"text", "label", "label_name", "logits", "probabilities"} and one["text"] == text
+            assert one["logits"] == pytest.approx(row.tolist(), abs=1e-4)
+            assert (one["label"], one["label_name"]) == (label, NAMES[label])
+            assert one["probabilities"] == pytest.approx(row.softmax(0).tolist(), abs=1e-4)
+        plain = ask(capsys, "predict", argv[0], *texts, *argv[1:], *EXACT)[1].splitlines()
+        assert plain == [f"{one['label_name']}\t{one['probabilities'][one['label']]:.3f}\t{one['text']}" for one in found]
+    assert len({one["label"] for one in found}) > 1
 
 
 def test_arguments_a_file_and_standard_input_get_the_same_answers(capsys, monkeypatch, tmp_path):
@@ -161,329 +321,342 @@ def test_arguments_a_file_and_standard_input_get_the_same_answers(capsys, monkey
     assert by_arguments[1].count("\n") == 3 and ask(capsys, "predict", SHIPPED, "--input", tmp_path / "in.txt") == by_arguments
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\r\n".join(texts).encode())))
     assert ask(capsys, "predict", SHIPPED) == by_arguments
+    assert ask(capsys, "predict", SHIPPED, "--batch-size", "2", *texts) == by_arguments  # a flag, then texts
 
 
-def test_run_prompt_folder_and_file_name_a_prompt(capsys, tmp_path):
-    for name, accuracy, held in (("a", 0.9, 0.6), ("b", 0.7, 0.8)):
-        shutil.copytree(SHIPPED, tmp_path / "prompts" / name)
-    rows = [{"folder": f"prompts/{name}", "accuracy": a, "selection": {"accuracy": s}} for name, a, s in (("a", 0.9, 0.6), ("b", 0.7, 0.8))]
-    (tmp_path / "summary.json").write_text(json.dumps({"prompts": rows, "baselines": {}}))
-    (tmp_path / "run.json").write_text(json.dumps({"settings": {}}))
-    best, other = (tmp_path / f"prompts/{name}/prompt.safetensors" for name in "ba")
-    assert evaluate.find_prompts(tmp_path) == [best]  # by the selection split, never by dev
-    assert evaluate.find_prompts(best.parent) == evaluate.find_prompts(best) == [best]
-    assert evaluate.find_prompts(tmp_path, every=True) == [best, other]
+def test_lines_that_cannot_be_answered_keep_their_place(capsys, desk, tmp_path):
+    """Across the pieces in which a file is read.  A mark counts in the first line alone; a line may have just the limit."""
+    texts = [f"tin {i}".encode() for i in range(200)]
+    odd = {0: b"\xef\xbb\xbfrose", 1: b"", 9: b"caf\xe9 noir", 64: b"\xef\xbb\xbfrose", 70: b"a\tmess", 99: b" " * 9,
+           140: b" " * (LONGEST - 4) + b"rose", 150: b"x" * (LONGEST + 1), 199: b"fine"}  # fmt: skip
+    for place, line in odd.items():
+        texts[place] = line
+    (tmp_path / "in.txt").write_bytes(b"\n".join(texts))
+    argv = ["predict", desk.a, "--batch-size", "1", "--input", tmp_path / "in.txt", *EXACT]
+    code, out, err = ask(capsys, *argv, "--json")
+    said = {2: "is blank", 10: "is not UTF-8", 100: "is blank", 151: "is longer than 262,144 bytes"}
+    assert code == 0 and err == "".join(f"line {number} {problem}\n" for number, problem in said.items())
+    plain = [line.split("\t", 2) for line in ask(capsys, *argv)[1].split("\n")[:-1]]
+    shown = {1: "rose", 10: "caf\ufffd noir", 100: "", 141: "rose", 151: "x" * 80}
+    for number, (line, cells, text) in enumerate(zip(out.splitlines(), plain, texts, strict=True), 1):
+        found = json.loads(line)
+        assert found["text"] == cells[2] == (shown[number] if number in shown else text.decode())
+        assert found.get("error") == said.get(number)
+        known = [found[key] for key in ("label", "label_name", "logits", "probabilities")]
+        if number in said:
+            assert known == [None] * 4 and cells[:2] == ["-", "-"]
+        else:
+            assert known[2] == pytest.approx(desk.logits("a", [found["text"]])[0].tolist(), abs=1e-4) and cells[0] == known[1]
 
 
-def test_regression_is_scored_by_a_threshold(tmp_path, capsys, few):
-    train.main(["--num-labels", "1", "--steps", "2", "--prompt-tokens", "1", "--data", str(few), "--select-on", "dev",
-                "--out", str(tmp_path / "run")])  # fmt: skip
-    code, out, _ = ask(capsys, "score", tmp_path / "run", "--json")
-    result = json.loads(out.splitlines()[-1])
-    assert code == 0 and sum(map(sum, result["confusion"])) == result["n"] == 60
-    assert "one column" in result["alarm"]
-    _, out, _ = ask(capsys, "predict", tmp_path / "run", "--json", "great fun")
-    answer = json.loads(out)
-    assert len(answer["logits"]) == 1 and answer["label"] == int(answer["logits"][0] > 0.5)
-
-
-# ---- several prompts ---------------------------------------------------------------------------
-
-
-def test_prompts_together_answer_by_the_mean_of_their_logits(capsys):
-    texts = ["great fun", "a mess , from start to finish", "fine"]
-    alone = [[json.loads(line)["logits"] for line in ask(capsys, "predict", run, "--json", *texts)[1].splitlines()]
-             for run in (SHIPPED, OTHER)]  # fmt: skip
-    code, out, _ = ask(capsys, "predict", SHIPPED, "--json", *texts, "--with", OTHER)
-    assert code == 0
-    for line, a, b in zip(out.splitlines(), *alone, strict=True):
-        assert json.loads(line)["logits"] == pytest.approx([(x + y) / 2 for x, y in zip(a, b)], abs=1e-5)
-    assert ask(capsys, "predict", SHIPPED, *texts, "--with", SHIPPED) == ask(capsys, "predict", SHIPPED, *texts)
-
-
-def test_a_score_together_comes_beside_the_scores_alone(capsys, few):
-    _, out, _ = ask(capsys, "score", SHIPPED, "--with", OTHER, "--json", "--data", few)
-    both = json.loads(out)
-    alone = [json.loads(ask(capsys, "score", run, "--json", "--data", few)[1]) for run in (SHIPPED, OTHER)]
-    assert both["alone"] == [one["accuracy"] for one in alone] and both["loss"] < max(one["loss"] for one in alone)
-    assert both["prompt"] == " + ".join(one["prompt"] for one in alone)
-
-
-def test_the_surest_mistakes(capsys, few):
-    _, out, _ = ask(capsys, "score", SHIPPED, "--json", "--errors", "100", "--data", few)
-    result = json.loads(out)
-    errors = result["errors"]
-    assert len(errors) == round((1 - result["accuracy"]) * 60) > 5  # every one of them, and nothing else
-    assert [error["probability"] for error in errors] == sorted((e["probability"] for e in errors), reverse=True)
-    rows = dict(line.rsplit("\t", 1) for line in (few / "dev.tsv").read_text("utf-8").splitlines()[1:])
-    assert all(error["label"] == int(rows[error["text"]]) != error["answer"] for error in errors)
-    _, out, _ = ask(capsys, "score", SHIPPED, "--errors", "1", "--data", few)
-    assert out.splitlines()[-1].endswith(errors[0]["text"]) and "but it is" in out
-
-
-# ---- many texts ---------------------------------------------------------------------------------
-
-
-def test_lines_that_cannot_be_answered_keep_their_place(capsys, tmp_path):
-    lines = [b"\xef\xbb\xbfgreat fun", b"", b"caf\xe9 noir", b"a\tmess", b" " * 9, b"x" * (evaluate.LONGEST + 1), b"fine"]
-    (tmp_path / "in.txt").write_bytes(b"\n".join(lines))
-    code, out, err = ask(capsys, "predict", SHIPPED, "--json", "--input", tmp_path / "in.txt")
-    found = [json.loads(line) for line in out.splitlines()]
-    assert code == 0 and [row["text"] for row in found[:5]] == ["great fun", "", "caf\ufffd noir", "a\tmess", ""]
-    assert [row.get("error") for row in found] == [
-        None, "is blank", "is not UTF-8", None, "is blank", "is longer than 262,144 bytes", None]  # fmt: skip
-    for row in (found[1], found[2], found[5]):
-        assert [row[key] for key in ("label", "label_name", "logits", "probabilities")] == [None] * 4
-    assert re.findall(r"line (\d+) is", err) == ["2", "3", "5", "6"]
-    _, plain, _ = ask(capsys, "predict", SHIPPED, "--input", tmp_path / "in.txt")
-    columns = [line.split("\t", 2) for line in plain.split("\n")[:-1]]
-    assert [row[:2] == ["-", "-"] for row in columns] == ["error" in row for row in found]
-    assert columns[3][2] == "a\tmess" and columns[0][0] == found[0]["label_name"]
+def test_a_text_is_cut_to_the_room_that_the_longest_prompt_leaves(capsys, desk, tmp_path):
+    """Which is told of those alone that are longer."""
+    exact, longer = "qzqzqzqzq qzqzqzqzqqq", "qzqzqzqzq qzqzqzqzq qzqzqzqzq"
+    assert len(desk.tokenizer.encode(exact)) == 24 - 3 and len(desk.tokenizer.encode(longer)) > 24
+    code, out, err = ask(capsys, "predict", desk.a, exact, longer, "a", "--json", *EXACT)
+    assert code == 0 and err == "1 of 3 texts are cut to 21 tokens (24 positions - 3 of the prompt)\n"
+    assert ask(capsys, "predict", desk.a, exact)[2] == ""
+    found = [json.loads(line)["logits"] for line in out.splitlines()]
+    cut = desk.tokenizer.decode(desk.tokenizer.encode(longer)[:21])
+    assert found[1] == pytest.approx(desk.logits("a", [cut])[0].tolist(), abs=1e-4)
+    (tmp_path / "dev.tsv").write_text(f"sentence\tlabel\n{exact}\t0\n{longer}\t0\na\t0\n")
+    for argv in (["predict", desk.a, exact, longer, "a"], ["score", desk.a, "--data", tmp_path]):
+        _, _, err = ask(capsys, *argv, "--with", desk.c, desk.b)
+        assert err == "2 of 3 texts are cut to 19 tokens (24 positions - 5 of the prompt)\n"
 
 
 def test_pieces_of_a_stream_make_whole_lines():
     """However a pipe cuts them; and a line without end is not kept."""
+    reader = lambda pieces: SimpleNamespace(read1=lambda _, left=iter([*pieces, b""]): next(left))
     text = "".join(f"line {i} é\n" for i in range(50)).encode() + b"the last"
     for size in (1, 2, 3, 7, 1000):
-        pieces = [text[i : i + size] for i in range(0, len(text), size)]
-        stream = SimpleNamespace(read1=lambda _, left=iter([*pieces, b""]): next(left))
-        assert [line for lines in evaluate.lines_of(stream, 4) for line in lines] == text.split(b"\n")
-
-    endless = SimpleNamespace(read1=lambda _, left=iter([b"x" * 2**16] * 100 + [b"\nok\n", b""]): next(left))
-    first, second = [line for lines in evaluate.lines_of(endless, 4) for line in lines]
-    assert evaluate.LONGEST < len(first) < evaluate.LONGEST + 2**17 and second == b"ok"
+        lists = [*lines_of(reader(text[i : i + size] for i in range(0, len(text), size)), 4)]
+        assert sum(lists, []) == text.split(b"\n") and max(map(len, lists)) <= 4
+    first, second = sum(lines_of(reader([b"x" * 2**16] * 100 + [b"\nok\n"]), 4), [])
+    assert LONGEST < len(first) < LONGEST + 2**17 and second == b"ok"
 
 
-def start(*argv, **more):
-    command = [sys.executable, "evaluate.py", *map(str, argv)]
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, **pipes | more)
-
-
-def test_a_pipe_that_trickles_is_answered_as_it_goes():
-    with start("predict", SHIPPED, stdin=subprocess.PIPE) as program:
+def test_a_pipe_that_trickles_is_answered_as_it_goes_and_a_broken_one_ends_quietly():
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    command = [sys.executable, "evaluate.py", "predict", str(SHIPPED)]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": ""}
+    with subprocess.Popen(command, cwd=ROOT, env=env, **pipes) as program:
+        (timer := threading.Timer(100, program.kill)).start()  # or a test that fails would wait for ever
         for text in (b"great fun", b"a mess"):
             program.stdin.write(text + b"\n")
             program.stdin.flush()
             assert program.stdout.readline().endswith(text + b"\n")  # although the pipe stays open
-        program.stdin.close()
-        assert program.wait(60) == 0 and program.stdout.read() == b"" == program.stderr.read()
-
-
-def test_a_broken_pipe_ends_quietly(tmp_path):
-    (tmp_path / "in.txt").write_text("great fun\n" * 20000)  # more than a pipe holds
-    with start("predict", SHIPPED, "--batch-size", 4, "--input", tmp_path / "in.txt") as program:
-        assert program.stdout.readline().endswith(b"great fun\n")
         program.stdout.close()
-        assert program.wait(60) == 141 and program.stderr.read() == b""
+        program.stdin.write(b"nobody reads the answer\n")
+        program.stdin.flush()
+        assert program.wait() == 141 and program.stderr.read() == b""
+        timer.cancel()
 
 
-def test_glue_takes_the_file(capsys, tmp_path):
-    texts = ["great fun ", "a mess ", "fine "]
-    (tmp_path / "test.tsv").write_text("index\tsentence\n" + "".join(f"{i}\t{text}\n" for i, text in enumerate(texts)))
-    code, out, _ = ask(capsys, "predict", SHIPPED, "--input", tmp_path / "test.tsv", "--glue", tmp_path / "SST-2.tsv")
-    assert code == 0 and out == f"3 predictions in {tmp_path / 'SST-2.tsv'}\n"
-    labels = [json.loads(line)["label"] for line in ask(capsys, "predict", SHIPPED, "--json", *texts)[1].splitlines()]
-    assert (tmp_path / "SST-2.tsv").read_text() == "index\tprediction\n" + "".join(f"{i}\t{x}\n" for i, x in enumerate(labels))
-    for rows, named in (("index\tsentence\n0\t \n", "line 2"), ("sentence\tlabel\nx\t1\n", "line 2"), ("index\tsentence\n", "no rows")):
+@pytest.mark.parametrize("error,code,said", [
+    (KeyboardInterrupt(), 130, ""), (torch.OutOfMemoryError("x"), 2, "error: .* --batch-size\n"),
+    (OSError(28, "No space left", "a\x1b[31m\nb"), 2, r"error: a \[31m b: No space left\n"),
+])  # fmt: skip
+def test_what_ends_a_program(capsys, desk, monkeypatch, error, code, said):
+    def read1(_):
+        raise error
+
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=SimpleNamespace(read1=read1)))
+    stopped, out, err = ask(capsys, "predict", desk.a)
+    assert (stopped, out) == (code, "") and re.fullmatch(said, err)
+
+
+def test_glue_takes_the_file(capsys, desk, tmp_path):
+    """Its texts end in a space, which would change answers; the index is what the file says, the row is not."""
+    texts = [text for text, _ in read_split(desk.d, "dev", 3)]
+    (plain, spaced) = (desk.logits("a", [text + end for text in texts]).argmax(dim=1).tolist() for end in ("", " "))
+    assert sum(a != b for a, b in zip(plain, spaced)) >= 5
+    rows = [f"{7 * i % 50 + 100}\t{text} \n" for i, text in enumerate(texts)]
+    (tmp_path / "test.tsv").write_text("index\tsentence\n" + "".join(rows))
+    argv = ["predict", desk.a, "--input", tmp_path / "test.tsv", "--glue", tmp_path / "SST-2.tsv", *EXACT]
+    assert ask(capsys, *argv) == (0, f"50 predictions in {tmp_path / 'SST-2.tsv'}\n", "")
+    truth = "".join(f"{7 * i % 50 + 100}\t{label}\n" for i, label in enumerate(plain))
+    assert (tmp_path / "SST-2.tsv").read_text() == "index\tprediction\n" + truth
+    assert told(capsys, *argv) == [{"file": str(tmp_path / "SST-2.tsv"), "n": 50}]
+    for rows, named in (("index\tsentence\n0\t \n", "line 2"), ("sentence\tlabel\nx\t1\n", "line 2"),
+                        ("index\tsentence\n", "no rows"), ("index\tsentence\n0\tx\n-1\tx\n", "line 3")):  # fmt: skip
         (tmp_path / "test.tsv").write_text(rows)
-        code, _, err = ask(capsys, "predict", SHIPPED, "--input", tmp_path / "test.tsv", "--glue", tmp_path / "x.tsv")
+        code, _, err = ask(capsys, "predict", desk.a, "--input", tmp_path / "test.tsv", "--glue", tmp_path / "x.tsv")
         assert code == 2 and named in err and not (tmp_path / "x.tsv").exists()
 
 
 # ---- tables and pictures --------------------------------------------------------------------------
 
 
-def write_run(folder, model="tiny", train="prompt+head", curve=(0.6, 0.8, 0.7), **prompts):
-    """A finished run with made-up scores: name=(tokens, seed, dev accuracy, selection accuracy, untrained)."""
-    settings = {"model": model, "data": "reviews", "train": train, "batch_size": 16, "epochs": 3, "select_on": "hold-out"}
-    rows, log = [], []
-    for name, (P, seed, accuracy, selected, untrained) in prompts.items():
-        rows.append({"name": name, "prompt_tokens": P, "seed": seed, "lr": 0.03, "epoch": 2, "folder": f"prompts/{name}", "n": 400,
-                     "accuracy": accuracy, "selection": {"split": "hold-out", "accuracy": selected}, "untrained": untrained})  # fmt: skip
-        shutil.copytree(SHIPPED, folder / "prompts" / name)
-        log += [{"epoch": i, "prompt": name, "split": "hold-out", "accuracy": share} for i, share in enumerate(curve, 1)]
-    (folder / "run.json").write_text(json.dumps({"settings": settings | {"prompt_tokens": [1, 5], "lr": [0.03]}}))
-    (folder / "summary.json").write_text(json.dumps({"prompts": rows, "baselines": {"majority": 0.52, "untrained": 0.5}}))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
-    return folder
-
-
 @pytest.fixture
 def runs(tmp_path):
-    full = write_run(tmp_path / "full", a=(1, 0, 0.70, 0.71, 0.50), b=(1, 1, 0.74, 0.69, 0.48), c=(5, 0, 0.80, 0.66, 0.49))
-    return full, write_run(tmp_path / "head", train="head", d=(5, 0, 0.60, 0.65, 0.52))
+    full = {"c": (5, 0, 0.80, 0.66, 0.49), "a": (1, 0, 0.70, 0.71, 0.50), "b": (1, 1, 0.74, 0.69, 0.48)}
+    full = write_run(tmp_path / "full", **full, e=(5, 0, 0.90, 0.64, 0.47, {"lr": 0.01, "epoch": 3}))
+    return full, write_run(tmp_path / "head", train="head", d=(5, 0, 0.60, 0.65, 0.53), f=(1, 0, 0.55, 0.75, 0.53))
 
 
-def test_the_table_against_plain_counting(capsys, runs):
-    code, out, _ = ask(capsys, "table", *runs, "--json")
-    majority, untrained, head, one, five = map(json.loads, out.splitlines())
-    assert code == 0 and (majority["train"], majority["accuracy"]) == ("majority", 0.52)
-    assert untrained["accuracy"] == pytest.approx((0.50 + 0.48 + 0.49 + 0.52) / 4)
-    assert head["train"] == "head" and head["gain"] == pytest.approx(0.60 - 0.52) and head["over"] == "majority"
+def test_the_table_against_plain_counting(capsys, runs, tmp_path):
+    majority, untrained, head, lower, one, five, slow = told(capsys, "table", *runs)
+    assert (majority["train"], majority["accuracy"]) == ("majority", 0.52)
+    assert untrained["train"] == "untrained" and untrained["accuracy"] == pytest.approx(3 / 6)
+    assert head["train"] == lower["train"] == "head"
+    assert head["gain"] == pytest.approx(0.55 - 0.52) and head["over"] == "majority"
     assert one["accuracy"] == pytest.approx(0.72) and one["sd"] == pytest.approx(math.sqrt(2 * 0.02**2))
     assert one["selected"] == pytest.approx(0.70) and one["gain"] == pytest.approx(0.72 - 0.60) and one["seeds"] == 2
-    assert one["ci95"] == evaluate.wilson(0.72 * 400, 400) and one["epoch"] == [2, 2] and one["epochs"] == 3
+    assert one["ci95"] == pytest.approx(interval(288, 400)) and one["epoch"] == [2, 2] and one["epochs"] == 3
+    assert one["untrained"] == pytest.approx(0.49) and one["n"] == 400 and one["over"] == "head"
     assert five["prompt_tokens"] == 5 and five["sd"] is None and five["gain"] == pytest.approx(0.80 - 0.60)
+    assert (slow["lr"], slow["accuracy"], slow["epoch"]) == (0.01, 0.90, [3])
     _, out, _ = ask(capsys, "table", *runs)
     cells = [[part.strip() for part in line.strip("|").split("|")] for line in out.splitlines() if line[:1] == "|"]
     assert cells[0] == ["model", "data", "batch size", "best accuracy", "token count"]
-    assert cells[2] == ["tiny", "reviews", "16", "0.7000", "1"]  # best on selection; on dev it is not
-    assert cells[8] == ["tiny", "reviews", "prompt+head", "1", "16", "0.03", "2", "2 2 of 3", "0.7000", "0.7200", "0.0283",
+    assert cells[2] == ["tiny", "reviews", "16", "0.7000", "1"]  # best on selection, no head alone; on dev it is not
+    assert [row[2:4] + row[9:10] for row in cells[5:]] == [
+        ["majority", "", "0.5200"], ["untrained", "", "0.5000"], ["head", "1", "0.5500"], ["head", "5", "0.6000"],
+        ["prompt+head", "1", "0.7200"], ["prompt+head", "5", "0.8000"], ["prompt+head", "5", "0.9000"]]  # fmt: skip
+    assert cells[9] == ["tiny", "reviews", "prompt+head", "1", "16", "0.03", "2", "2 2 of 3", "0.7000", "0.7200", "0.0283",
                         "{:.3f} to {:.3f}".format(*one["ci95"]), "+0.1200 over head"]  # fmt: skip
 
+    other = write_run(tmp_path / "other", settings={"data": "sst2"}, g=(3, 0, 0.51, 0.99, 0.9))  # has floors of its own
+    lines = told(capsys, "table", *runs, other)[-3:]
+    assert [line["data"] for line in lines] == ["sst2"] * 3
+    assert lines[-1]["over"] == "untrained" and lines[-1]["gain"] == pytest.approx(0.51 - 0.9)
+    out = ask(capsys, "table", *runs, other)[1]
+    assert [line.split()[3:8:4] for line in out.splitlines()[2:4]] == [["reviews", "0.7000"], ["sst2", "0.5100"]]
 
-def test_two_prompts_are_compared_on_the_split_that_both_answer(capsys, few, tmp_path):
-    code, out, _ = ask(capsys, "table", SHIPPED, OTHER, "--data", few, "--json")
-    test = json.loads(out.splitlines()[-1])["mcnemar"]
-    wrong = []
-    for run in (SHIPPED, OTHER):
-        result = json.loads(ask(capsys, "score", run, "--data", few, "--json", "--errors", "100")[1])
-        wrong.append({error["text"] for error in result["errors"]})
-    assert code == 0 and test["only_right"] == [len(wrong[1] - wrong[0]), len(wrong[0] - wrong[1])] != [0, 0]
-    other = changed(tmp_path, recipe={"data": str(few), "train": "prompt+head"})
-    assert "McNemar's test, 60 texts: 0 only the first" in ask(capsys, "table", other, other)[1]
-    assert "McNemar" not in ask(capsys, "table", other)[1]
-    code, out, err = ask(capsys, "table", other, SHIPPED)
+
+def test_runs_that_differ_in_more_than_the_seed_are_rows_of_their_own(capsys, tmp_path):
+    """Or a mean would be taken over unlike things."""
+    two = {"a": (1, 0, 0.7, 0.7, 0.5), "b": (1, 1, 0.8, 0.8, 0.5)}
+    first, same = write_run(tmp_path / "first", **two), write_run(tmp_path / "same", c=(1, 2, 0.6, 0.7, 0.5))
+    assert [row["seeds"] for row in told(capsys, "table", first, same) if "seeds" in row] == [3]
+    others = {"model": "gpt2", "data": "sst2", "train": "head", "batch_size": 8, "epochs": 2, "select_on": "dev"}
+    for key, value in (others | {"prompt_tokens": 2, "lr": 0.01}).items():
+        other = write_run(tmp_path / key, settings={key: value}, c=(1, 2, 0.6, 0.7, 0.5, {key: value}))
+        rows = [row for row in told(capsys, "table", first, other) if "seeds" in row]
+        assert sorted((row["seeds"], row[key]) for row in rows)[0] == (1, value) and len(rows) == 2, key
+
+
+def test_two_prompts_are_compared_on_the_split_that_both_answer(capsys, desk, tmp_path):
+    for argv, data, split in (([], desk.d, "dev"), (["--data", desk.e, "--split", "other"], desk.e, "other")):
+        texts, labels = zip(*read_split(data, split, 3))
+        right = [desk.logits(name, texts).argmax(dim=1) == torch.tensor(labels) for name in "ac"]
+        test = told(capsys, "table", desk.a, desk.c, *argv, *EXACT)[-1]["mcnemar"]
+        assert test == mcnemar(*right) | {"prompts": [str(desk.a), str(desk.c)]} and 0 not in test["only_right"]
+        assert ask(capsys, "table", desk.a, desk.c, *argv, *EXACT)[1].splitlines()[-1] == (
+            "McNemar's test, {n} texts: {only_right[0]} only the first gets right, {only_right[1]} only the second; "
+            "p = {p:.4f}, exact and two-sided".format(**test))  # fmt: skip
+    two = write_run(tmp_path / "two", a=(1, 0, 0.7, 0.7, 0.5), b=(1, 1, 0.8, 0.8, 0.5))
+    assert all("McNemar" not in ask(capsys, "table", *argv)[1] for argv in ([desk.a], [desk.a, desk.b, desk.c], [two]))
+    other = changed(tmp_path, desk.a, recipe={"data": str(desk.e), "train": "prompt+head"})
+    code, out, err = ask(capsys, "table", other, desk.a)
     assert code == 2 and "different data" in err and "--data" in err and out  # the table itself is there
 
 
-def test_plots(capsys, runs, tmp_path):
+def test_pictures(capsys, runs, tmp_path, monkeypatch):
+    """And one sentence where matplotlib is not there."""
     pytest.importorskip("matplotlib")
     for name, start in (("a.png", b"\x89PNG"), ("a.svg", b"<?xml")):
         assert ask(capsys, "plot", *runs, SHIPPED, "--out", tmp_path / name)[:2] == (0, f"see {tmp_path / name}\n")
         assert (tmp_path / name).read_bytes().startswith(start)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    code, _, err = ask(capsys, "plot", *runs, "--out", tmp_path / "b.png")
+    assert code == 2 and "pip install" in err and err.count("\n") == 1
 
 
 def drawn(monkeypatch, capsys, *argv):
-    """The figure that a command would write"""
-    kept = []
+    """The figure that a command writes to x.png in a folder of its own"""
+    figure, kept = pytest.importorskip("matplotlib.figure").Figure, []
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "save_figure", lambda args, figure: kept.append(figure))
+        patch.setattr(figure, "savefig", lambda self, *_, **__: kept.append(self))
         assert ask(capsys, *argv)[0] == 0
     return kept[0]
 
 
-def test_what_a_plot_shows(capsys, runs, monkeypatch):
-    pytest.importorskip("matplotlib")
+def test_what_a_plot_shows(capsys, runs, monkeypatch, tmp_path):
+    """Of each length what is best on selection, with its interval; and the curve of every prompt, on selection."""
+    monkeypatch.chdir(tmp_path)
     left, right = drawn(monkeypatch, capsys, "plot", *runs, "--out", "x.png").axes
     bars = {box.get_label(): box for box in left.containers}
     assert list(bars) == ["tiny", "tiny, head only"] and "reviews" in left.get_title()
     assert bars["tiny"].lines[0].get_xydata().tolist() == [[1, pytest.approx(0.72)], [5, 0.80]]
-    low, high = evaluate.wilson(320, 400)
-    assert bars["tiny"].lines[2][0].get_segments()[1].tolist() == [[5, pytest.approx(low)], [5, pytest.approx(high)]]
+    assert left.get_xscale() == "log" and [text.get_text() for text in left.get_xticklabels()] == ["1", "5"]
+    beside = [[pytest.approx(1.03), 0.55], [pytest.approx(5.15), 0.60]]
+    assert bars["tiny, head only"].lines[0].get_xydata().tolist() == beside
+    for segment, P, right_ones in zip(bars["tiny"].lines[2][0].get_segments(), (1, 5), (288, 320), strict=True):
+        low, high = interval(right_ones, 400)
+        assert segment.tolist() == [[P, pytest.approx(low)], [P, pytest.approx(high)]]
     levels = {line.get_label(): line.get_ydata()[0] for line in left.lines}
-    assert levels["majority"] == 0.52 and levels["untrained"] == pytest.approx(0.4975)
-    curves = [line.get_xydata().tolist() for line in right.lines]
-    assert curves[::2] == [[[1, 0.6], [2, 0.8], [3, 0.7]]] * 4 and curves[1::2] == [[[2, 0.8]]] * 4
+    assert levels["majority"] == 0.52 and levels["untrained"] == pytest.approx(0.5)
+    curves, chosen = [[(line.get_xydata().tolist(), line.get_color()) for line in right.lines[i::2]] for i in (0, 1)]
+    order = [(0.71, 2, "C0"), (0.69, 2, "C0"), (0.75, 2, "C0"), (0.66, 2, "C1"), (0.64, 3, "C1"), (0.65, 2, "C1")]
+    assert curves == [([[1, pytest.approx(y - 0.2)], [2, y], [3, pytest.approx(y - 0.1)]], color) for y, _, color in order]
+    assert chosen == [([[x, y if x == 2 else pytest.approx(y - 0.1)]], color) for y, x, color in order]
+    assert [line.get_linestyle() for line in right.lines[::2]] == ["-", "-", "--", "-", "-", "--"]
     labels = [text.get_text() for text in right.get_legend().get_texts()]
-    assert labels == ["P = 1", "P = 5", "P = 5, head only"]
+    assert labels == ["P = 1", "P = 1, head only", "P = 5", "P = 5, head only"]
 
-
-def test_without_matplotlib_one_sentence(capsys, runs, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    code, _, err = ask(capsys, "plot", *runs, "--out", "x.png")
-    assert code == 2 and "pip install" in err and err.count("\n") == 1
+    other = write_run(tmp_path / "other", settings={"model": "gpt2", "data": "sst2"}, g=(5, 0, 0.70, 0.99, 0.4))
+    left, first, second = drawn(monkeypatch, capsys, "plot", runs[0], other, "--out", "x.png").axes
+    assert [box.get_label() for box in left.containers] == ["tiny on reviews", "gpt2 on sst2"]
+    assert (first.get_title(), second.get_title()) == ("tiny on reviews", "gpt2 on sst2")
+    assert [len(first.lines), len(second.lines)] == [8, 2] and second.lines[1].get_xydata().tolist() == [[2, 0.99]]
+    assert left.containers[1].lines[0].get_xydata().tolist() == [[pytest.approx(5 * 1.03**2), 0.70]]
+    assert told(capsys, "plot", runs[0], "--out", "x.png") == [{"file": "x.png"}]
+    levels = {line.get_label(): line.get_ydata()[0] for line in left.lines}
+    assert levels["untrained on reviews"] == pytest.approx(0.485) and levels["untrained on sst2"] == 0.4
 
 
 # ---- looking inside ---------------------------------------------------------------------------------
 
 
-def test_attention_weights_equal_those_of_transformers(checkpoint):
-    """One eager pass over text and prompt; `output_attentions` shows the last position's row."""
+def test_attention_of_words_equals_that_of_transformers(capsys, desk):
+    """One eager pass over text and prompt; `output_attentions` shows the last position's row, whose shares words add up."""
     transformers = pytest.importorskip("transformers")
-    folder, config, _ = checkpoint
-    gpt2, model = load_gpt2(folder), transformers.GPT2Model.from_pretrained(folder, attn_implementation="eager").eval()
-    for prompt, ids in zip(make_prompts(dtype=torch.float32), TEXTS):
-        x = torch.cat([model.wte.weight[ids], prompt.vectors])[None]  # (1, T+P, C)
+    model = transformers.GPT2Model.from_pretrained(desk.model, attn_implementation="eager").eval()
+    for text in ("tore ain  seat\nnose", "xxxxxx yyyyyy zzzzzz qqqqqq"):  # the second is longer than the model has places
+        ids = desk.tokenizer.encode(text)[: 24 - 3]
+        starts = [len(desk.tokenizer.decode(ids[:i])) for i in range(len(ids))]
+        words = [len(re.findall(r"\S(?=\s)", text[: start + 1])) for start in starts] + [4] * 3  # those that end before it
+        x = torch.cat([model.wte.weight[ids], desk.prompts["a"].vectors])[None]  # (1, T+P, C)
         with torch.no_grad():
-            truth = torch.stack(model(inputs_embeds=x, output_attentions=True).attentions)[:, 0, :, -1]  # (L, H, T+P)
-        weights = evaluate.attention_weights(gpt2, prompt, torch.tensor(ids))
-        assert weights.shape == (config["n_layer"], config["n_head"], len(ids) + len(prompt.vectors))
-        assert (weights - truth).abs().max() < 1e-6
-    assert not any(block.attn._forward_hooks for block in gpt2.h)
+            seen = torch.stack(model(inputs_embeds=x, output_attentions=True).attentions)[:, 0, :, -1]  # (L, H, T+P)
+        shares = torch.zeros(3, 2, 5)  # (L, H, words and the prompt)
+        for i, word in enumerate(words):
+            shares[:, :, word] += seen[:, :, i]
+        for flags, truth in (
+            ([], shares.mean(dim=(0, 1))[None]), (["--heads"], shares.mean(dim=0)),
+            (["--layer", "1"], shares[0].mean(dim=0)[None]), (["--layer", "3", "--heads"], shares[2]),
+        ):  # fmt: skip
+            (found,) = told(capsys, "attention", desk.a, text, *flags, *EXACT)
+            real = torch.cat([torch.tensor(found["attention"]), torch.tensor(found["to_prompt"])[:, None]], dim=1)
+            assert found["words"] == text.split() and (real - truth).abs().max() < 1e-5
+            heads = ["head 1", "head 2"] if "--heads" in flags else ["attention"]
+            out = ask(capsys, "attention", desk.a, text, *flags, *EXACT)[1]
+            assert re.split("  +", out.splitlines()[1]) == ["word", "occlusion", *heads]
 
 
-def test_attention_and_occlusion_of_words(capsys):
-    text = "an  unrefreshing , café-like mess\tof\nthings"
-    code, out, _ = ask(capsys, "attention", SHIPPED, text, "--json")
-    found = json.loads(out)
-    assert code == 0 and found["words"] == text.split()
-    assert sum(found["attention"][0]) + found["to_prompt"][0] == pytest.approx(1, abs=1e-5)
-    cut = ["unrefreshing , café-like mess\tof\nthings", "an  , café-like mess\tof\nthings", "an  unrefreshing café-like mess\tof\nthings"]
-    logits = [json.loads(line)["logits"] for line in ask(capsys, "predict", SHIPPED, "--json", text, *cut)[1].splitlines()]
-    odds = [row[found["label"]] - row[1 - found["label"]] for row in logits]
-    assert found["occlusion"][:3] == pytest.approx([odds[0] - part for part in odds[1:]], abs=1e-4)
-
-    assert json.loads(ask(capsys, "attention", SHIPPED, "fun", "--json")[1])["occlusion"] == [None]
-
-    _, out, _ = ask(capsys, "attention", SHIPPED, text, "--json", "--heads", "--layer", "2")
-    heads = json.loads(out)
-    assert len(heads["attention"]) == 4
-    gpt2, tokenizer, (prompt,), _ = evaluate.open_prompts(evaluate.parse_args(["tokens", str(SHIPPED)]), [SHIPPED / "prompt.safetensors"])
-    weights = evaluate.attention_weights(gpt2, prompt, torch.tensor(tokenizer.encode(text)))[1]  # (H, T+P)
-    first = len(tokenizer.encode("an"))
-    assert [row[0] for row in heads["attention"]] == pytest.approx(weights[:, :first].sum(dim=1).tolist(), abs=1e-6)
-    assert heads["to_prompt"] == pytest.approx(weights[:, -10:].sum(dim=1).tolist(), abs=1e-6)
+def test_occlusion_is_what_the_answer_loses_without_a_word(capsys, desk):
+    text = " a tin  , rose\tstain\nit "
+    cut = ["tin  , rose\tstain\nit", "a , rose\tstain\nit", "a tin  rose\tstain\nit", "a tin  , stain\nit",
+           "a tin  , rose\tit", "a tin  , rose\tstain"]  # fmt: skip
+    _, out, _ = ask(capsys, "attention", desk.a, text, *EXACT)
+    (found,) = told(capsys, "attention", desk.a, text, *EXACT)
+    shares = desk.logits("a", [text.strip(), *cut]).softmax(dim=1)
+    label, *others = shares.argmax(dim=1).tolist()
+    assert others[-1] != label  # without the last word another label wins
+    odds = (shares[:, label] / (1 - shares[:, label])).log()
+    assert found.keys() == {"text", "label", "label_name", "log_odds", "words", "occlusion", "attention", "to_prompt"}
+    assert (found["text"], found["label"], found["label_name"]) == (text.strip(), label, NAMES[label])
+    assert found["log_odds"] == pytest.approx(odds[0].item(), abs=1e-3)
+    assert found["occlusion"] == pytest.approx((odds[0] - odds[1:]).tolist(), abs=1e-3)
+    assert min(map(abs, found["occlusion"])) > 0.01
+    assert out.startswith(f"{NAMES[label]}, log-odds {found['log_odds']:.2f}; ") and f"log-odds of {NAMES[label]} lost" in out
+    assert told(capsys, "attention", desk.a, "fun")[0]["occlusion"] == [None]
 
 
-def test_attention_is_coloured_on_a_terminal_alone(capsys, monkeypatch):
-    _, plain, _ = ask(capsys, "attention", SHIPPED, "great fun")
+def test_attention_is_coloured_on_a_terminal_alone(capsys, desk, monkeypatch):
+    _, plain, _ = ask(capsys, "attention", desk.a, "great fun")
     assert "\x1b" not in plain and [line.split()[0] for line in plain.splitlines()[1:4]] == ["word", "great", "fun"]
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    _, coloured, _ = ask(capsys, "attention", SHIPPED, "great fun")
+    _, coloured, _ = ask(capsys, "attention", desk.a, "great fun")
     assert coloured.count("\x1b[0m") == 4
+    (found,) = told(capsys, "attention", desk.a, "great fun")
+    for name, values in (("attention", found["attention"][0]), ("occlusion", found["occlusion"])):
+        assert f"{name} {shade(['great', 'fun'], values)}\n" in coloured
     monkeypatch.setenv("NO_COLOR", "1")
-    assert "\x1b" not in ask(capsys, "attention", SHIPPED, "great fun")[1]
-    assert evaluate.shade(["a", "b", "c"], [1.0, 0.0, -2.0]).count("48;2;255;255;255m b ") == 1  # nothing is white
+    assert "\x1b" not in ask(capsys, "attention", desk.a, "great fun")[1]
+    colour = lambda r, g, b, word: f"\x1b[38;2;0;0;0;48;2;{r};{g};{b}m {word} \x1b[0m"
+    assert shade(["a", "b", "c"], [1.0, 0.0, -2.0]) == (
+        colour(255, 198, 128, "a") + colour(255, 255, 255, "b") + colour(90, 150, 255, "c"))  # fmt: skip
 
 
-def test_the_picture_of_attention(capsys, monkeypatch):
-    pytest.importorskip("matplotlib")
-    found = json.loads(ask(capsys, "attention", SHIPPED, "great fun", "--json")[1])
-    panels = drawn(monkeypatch, capsys, "attention", SHIPPED, "great fun", "--out", "x.svg").axes
-    shown = [[bar.get_width() for bar in axes.patches] for axes in panels]
-    assert shown == [pytest.approx(found["attention"][0]), pytest.approx(found["occlusion"])]
-    assert [label.get_text() for label in panels[0].get_yticklabels()] == ["great", "fun"]
+def test_the_picture_of_attention(capsys, desk, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for flags, title in (([], "mean of 3 layers"), (["--layer", "2"], "in layer 2"), (["--heads"], "mean of 3 layers")):
+        (found,) = told(capsys, "attention", desk.a, "great fun", *flags)
+        panels = drawn(monkeypatch, capsys, "attention", desk.a, "great fun", *flags, "--out", "x.svg").axes
+        shown = [[bar.get_width() for bar in axes.patches] for axes in panels]
+        means = [sum(parts) / len(parts) for parts in zip(*found["attention"])]  # over the heads that were asked for
+        assert shown == [pytest.approx(means), pytest.approx(found["occlusion"])]
+        assert [label.get_text() for label in panels[0].get_yticklabels()] == ["great", "fun"]
+        assert title in panels[0].get_title() and all(axes.yaxis_inverted() for axes in panels)
 
 
-def test_tokens_beside_each_vector(capsys):
-    _, out, _ = ask(capsys, "tokens", SHIPPED, "--json")
-    rows = [json.loads(line) for line in out.splitlines()]
+def test_tokens_beside_each_vector(capsys, either_dtype):
+    rows = told(capsys, "tokens", SHIPPED)
     prompt, metadata = load_prompt(SHIPPED / "prompt.safetensors")
-    gpt2 = load_gpt2(TINY)
-    decode = evaluate.Tokenizer(TINY / "merges.txt").decode
+    table, tokenizer = load_gpt2(TINY).wte.weight, Tokenizer(TINY / "merges.txt")
+    far, near = (1e-4, 1e-5) if either_dtype == torch.float32 else (0.01, 1e-3)  # a rounded table has other distances
     for i, (row, vector) in enumerate(zip(rows, prompt.vectors.detach(), strict=True)):
-        cosines = torch.cosine_similarity(vector[None], gpt2.wte.weight)  # (V,)
-        best = cosines.sort(descending=True)
-        assert row["nearest"] == [[decode([int(id)]), pytest.approx(cosine.item(), abs=1e-5)]
-                                  for id, cosine in zip(best.indices[:5], best.values[:5])]  # fmt: skip
+        cosines = torch.cosine_similarity(vector[None], table)  # (V,)
+        values = [value for _, value in row["nearest"]]
+        assert values == pytest.approx(cosines.sort(descending=True).values[:5].tolist(), abs=near)
+        for name, value in row["nearest"]:
+            assert "\ufffd" in name or value == pytest.approx(cosines[tokenizer.encode(name)].item(), abs=near)
         start = metadata["init_ids"][i]
-        assert row["began"] == decode([start]) and row["vector"] == i
-        assert row["moved"] == pytest.approx((vector - gpt2.wte.weight[start]).square().sum().sqrt().item(), abs=1e-4)
-    _, out, _ = ask(capsys, "tokens", SHIPPED)
-    assert "2112.08348" in out and len(out.splitlines()) == 1 + 10 + 2
+        assert row["began"] == tokenizer.decode([start]) and row["vector"] == i
+        assert row["moved"] == pytest.approx((vector - table[start]).square().sum().sqrt().item(), abs=far)
+        assert row["norm"] == pytest.approx(vector.square().sum().sqrt().item(), abs=1e-4)
+    out = ask(capsys, "tokens", SHIPPED)[1]
+    median = table.square().sum(dim=1).sqrt().median().item()
+    assert float(re.search(r"median norm of (\d+\.\d\d)", out)[1]) == pytest.approx(median, abs=0.006 + far)
 
 
-def test_vectors_that_came_from_a_file_began_as_no_token(capsys, tmp_path):
-    _, out, _ = ask(capsys, "tokens", changed(tmp_path, init_ids=[]))
-    assert out.splitlines()[1].split()[1:3] == ["-", "-"]
+def test_rows_of_the_table_that_are_no_tokens_are_nobodys_neighbour(capsys, desk, tmp_path):
+    """Some checkpoints have more rows than the tokenizer has tokens.  And a vector that came from a file began as no token."""
+    folder = shutil.copytree(desk.model, tmp_path / "padded")
+    lines = (folder / "merges.txt").read_text("utf-8").splitlines(keepends=True)[:-20]
+    (folder / "merges.txt").write_text("".join(lines), "utf-8")
+    vectors = load_gpt2(folder).wte.weight[[279, 295]].clone()
+    path = changed(tmp_path, desk.a, vectors, init_ids=[], base_model=str(folder))
+    last, odd = told(capsys, "tokens", path, *EXACT)
+    assert last["nearest"][0] == ["<|endoftext|>", pytest.approx(1)] and odd["nearest"][0][1] < 0.99
+    assert last["began"] is last["moved"] is None
+    assert ask(capsys, "tokens", path)[1].splitlines()[1].split()[1:3] == ["-", "-"]
 
 
 # ---- what is refused --------------------------------------------------------------------------
-
-
-@pytest.fixture
-def other_model(tmp_path):
-    config = sizes(C=12, H=3)
-    return write_checkpoint(tmp_path / "other", config, random_weights(config))
-
-
-def changed(tmp_path, **metadata):
-    prompt, old = load_prompt(SHIPPED / "prompt.safetensors")
-    save_prompt(tmp_path / "p.safetensors", prompt, old | metadata)
-    return tmp_path / "p.safetensors"
 
 
 @pytest.mark.parametrize("argv,named", [
@@ -495,7 +668,8 @@ def changed(tmp_path, **metadata):
     (["score", SHIPPED, "--device", "warp"], "warp"), (["score", TINY / "model.safetensors"], "model.safetensors"),
     (["score", TINY / "config.json"], "config.json"),
     (["predict", SHIPPED, "a\udce9"], "text 1 is not UTF-8"), (["predict", SHIPPED, "--glue", "x.tsv"], "--input"),
-    (["attention", SHIPPED, " "], "blank"), (["attention", SHIPPED, "x", "--layer", "9"], "--layer 9"), (["attention", SHIPPED, "x", "--out", "x.doc"], "x.doc"),
+    (["attention", SHIPPED, " "], "blank"), (["attention", SHIPPED, "x", "--layer", "7"], "--layer 7"),
+    (["attention", SHIPPED, "x", "--out", "x.doc"], "x.doc"), (["predict", SHIPPED, "x", "--batch-size", "0"], "--batch-size"),
     (["plot", SHIPPED], "--out"), (["plot", SHIPPED, "--out", "x.txt"], ".png"), (["table", "nowhere"], "nowhere"),
     (["score", SHIPPED, "--errors", "-1"], "--errors"),
 ])  # fmt: skip
@@ -515,25 +689,19 @@ def test_a_damaged_run_is_named(capsys, tmp_path, name, text):
         assert code == 2 and str(run) in err and "damaged" in err and not out
 
 
-def test_a_prompt_without_its_accuracy_is_in_no_table(capsys, tmp_path):
-    prompt, metadata = load_prompt(SHIPPED / "prompt.safetensors")
-    save_prompt(tmp_path / "p.safetensors", prompt, {key: value for key, value in metadata.items() if key != "accuracy"})
-    code, out, err = ask(capsys, "table", tmp_path / "p.safetensors")
-    assert code == 2 and "p.safetensors goes without its accuracy" in err and not out
-    assert ask(capsys, "predict", tmp_path / "p.safetensors", "great fun")[0] == 0
-
-
-def test_prompts_that_cannot_answer_together_are_refused(capsys, tmp_path, other_model):
-    code, _, err = ask(capsys, "score", SHIPPED, "--with", changed(tmp_path, labels=["0", "1"]))
-    assert code == 2 and "other labels" in err
-    code, _, err = ask(capsys, "predict", SHIPPED, "text", "--with", changed(tmp_path, base_sha256="0" * 64))
-    assert code == 2 and "trained on another model" in err
-
-
-def test_a_prompt_of_another_model_or_rule_is_refused(capsys, tmp_path, other_model):
-    code, _, err = ask(capsys, "score", SHIPPED, "--model", other_model)
-    assert code == 2 and "trained on another model" in err
-    code, _, err = ask(capsys, "score", changed(tmp_path, text_rule="lower"))
-    assert code == 2 and "text rule" in err
-    code, _, err = ask(capsys, "score", changed(tmp_path, base_sha256="0" * 64))
-    assert code == 2 and "sha256" in err
+def test_prompts_that_cannot_answer_are_refused(capsys, desk, tmp_path):
+    """Of another model, another text rule, or, together, of other labels.  One without its accuracy is in no table alone."""
+    for change, argv, said in (
+        ({"labels": ["0", "1", "2"]}, ["score", desk.a, "--with"], "other labels"), ({"text_rule": "x"}, ["score"], "rule"),
+        ({"base_sha256": "0"}, ["score", desk.a, "--with"], "another model"), ({"base_sha256": "0"}, ["score"], "sha256"),
+        ({"accuracy": None}, ["table"], "p.safetensors goes without its accuracy"),
+    ):  # fmt: skip
+        code, out, err = ask(capsys, *argv, changed(tmp_path, desk.a, **change))
+        assert code == 2 and said in err and "p.safetensors" in err and not out
+    assert ask(capsys, "predict", tmp_path / "p.safetensors", "x")[0] == 0
+    assert "on another model" in ask(capsys, "score", desk.a, "--model", TINY)[2]
+    for P, C in ((24, 10), (3, 8)):  # no room for a text, no vectors of this model
+        prompt = Prompt(torch.ones(P, C), torch.ones(2, C))
+        save_prompt(tmp_path / "p.safetensors", prompt, load_prompt(desk.a)[1] | {"labels": ["0", "1"]})
+        code, _, err = ask(capsys, "predict", tmp_path / "p.safetensors", "x")
+        assert code == 2 and f"holds {P} vectors of {C} channels" in err

@@ -3,7 +3,7 @@
 Valid files are mutated, byte by byte and by those who know the format: JSON values of the wrong type, numbers out of
 all proportion, offsets that lie, archives that lie about their members.  Every reader may answer in two ways only, see
 `read`; what it accepts is checked against a reader of the format written anew here.  The cases are the same in every
-run: CASES in all, of which the sum is asserted below.
+run, and each test counts those that it really ran.
 """
 
 import bz2
@@ -14,12 +14,10 @@ import io
 import json
 import lzma
 import re
-import resource
 import struct
-import warnings
 import zipfile
 import zlib
-from datetime import timedelta
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -28,41 +26,41 @@ import torch
 from checkpoints import random_weights, sizes, write_checkpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from servers import archive, redirect
 
-import data
 import evaluate
 import train
-from data import Tokenizer, clean, download_sst2, fingerprint, read_split
+from data import LONGEST, Tokenizer, clean, fingerprint, read_split
 from model import GPT2Config, Prompt, load_gpt2, load_prompt, save_prompt, weight_files
 
 MEMORY = 64 * 2**20  # bytes that a test may need above what the process had before it
-SECONDS = 30  # for one case, which would be a hang: most take a few milliseconds, but machines are shared
-CASES = {  # of each test below
-    "config bytes": 150, "config values": 250, "merges": 200, "weights bytes": 150, "weights header": 250,
-    "shards": 100,
-    "prompt bytes": 150, "prompt header": 200, "prompt metadata": 250, "rows bytes": 300, "rows cells": 150,
-    "rows json": 250, "zip bytes": 150, "zip members": 150,
-}  # fmt: skip
+ASKED, RAN = {}, Counter()  # name of a test: how many cases there are to be, how many ran
 
 
-def cases(kind):
-    return settings(max_examples=CASES[kind], derandomize=True, database=None, deadline=timedelta(seconds=SECONDS),
-                    suppress_health_check=list(HealthCheck))  # fmt: skip
+def cases(number, **strategies):
+    """A test of the `number` cases that hypothesis draws from the strategies, always the same."""
 
+    def decorate(test):
+        @functools.wraps(test)
+        def counted(*args, **kwargs):
+            RAN[test.__name__] += 1
+            test(*args, **kwargs)
 
-def test_there_are_enough_cases():
-    assert sum(CASES.values()) >= 2000
+        ASKED[test.__name__] = number
+        ways = {"derandomize": True, "database": None, "deadline": None, "suppress_health_check": list(HealthCheck)}
+        return settings(max_examples=number, **ways)(given(**strategies)(counted))
+
+    return decorate
 
 
 def peak():
-    """The most memory that this process ever had in use, in bytes; on Linux, since it was last asked."""
+    """The most memory, in bytes, that this process had in use since it was last asked; 0 where that is not to be had."""
     try:
         high = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]
         Path("/proc/self/clear_refs").write_text("5")
         return int(high) * 1024
     except (OSError, TypeError):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return 0
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +69,13 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def bounded(warm):
-    """No test of this file may need more than MEMORY."""
+def bounded(warm, request):
+    """No test of this file may need more than MEMORY, nor run fewer cases than it says."""
     peak()
-    before = peak()
+    before, name = peak(), request.node.originalname
     yield
     assert peak() - before < MEMORY
+    assert RAN[name] >= ASKED.get(name, 0)
 
 
 def read(reader, *args, naming):
@@ -97,14 +96,11 @@ def read(reader, *args, naming):
 
 SPOTS = st.floats(0, 1, exclude_max=True)
 PIECES = st.one_of(st.binary(max_size=8), st.sampled_from([
-    b"\0", b"\r", b"\n", b"\r\n", b"\t", b'"', b"\\", b"\xef\xbb\xbf", b"\xff\xfe", b"\xed\xa0\x80",
-    "é".encode("latin-1"), b" ",
-    b"{", b"[", b"}", b",", b"-", b"NaN", b"1e999", b"\\ud800", b"\x1b[2J", "١".encode(), b"\xff" * 8, b"\0" * 8,
-    b"PK\x01\x02",
+    b"\0", b"\r", b"\n", b"\r\n", b"\t", b'"', b"\\", b"\xef\xbb\xbf", b"\xff\xfe", b"\xed\xa0\x80", b"\xe9", b" ",
+    b"{", b"[", b"}", b",", b"-", b"NaN", b"1e999", b"\\ud800", b"\x1b[2J", "١".encode(), b"\xff" * 8, b"\0" * 8, b"PK\x01\x02",
 ]))  # fmt: skip
-EDITS = st.lists(st.tuples(st.sampled_from(["flip", "delete", "double", "insert", "swap", "cut"]), SPOTS, SPOTS,
-    PIECES),
-                 min_size=1, max_size=4)  # fmt: skip
+KINDS = st.sampled_from(["flip", "delete", "double", "insert", "swap", "cut"])
+EDITS = st.lists(st.tuples(KINDS, SPOTS, SPOTS, PIECES), min_size=1, max_size=4)
 
 
 def mutate(content, edits, reach=None):
@@ -128,18 +124,16 @@ def mutate(content, edits, reach=None):
 
 
 # JSON that no one writes: as text, because json.dumps would not write it either.
+NESTED = lambda some: st.lists(some, max_size=3) | st.dictionaries(st.text(max_size=5), some, max_size=3)
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
 ODD = st.one_of(
-    st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5), max_leaves=5,
-                 extend=lambda some: st.lists(some, max_size=3) | st.dictionaries(st.text(max_size=5), some, max_size=3)
-                 ).map(json.dumps),
-    st.integers(-3, 300).map(str),
-    st.sampled_from(["NaN", "-Infinity", "1e999", "-1e999", "9" * 400, "9" * 5000, "1e-400", "-0.0", "1.0",
-    "16777215", "99",
-                     "9223372036854775807", "18446744073709551616", "[" * 10**5, "[" * 10**5 + "]" * 10**5, "{}", "[]",
-                     '{"a":' * 500 + "1" + "}" * 500, "[" * 800 + "]" * 800, '"\\ud800"', '"\\u0000"', '"\\u001b[2J"',
-                     '"' + "x" * 10**5 + '"', '"1_0"', '"\u0661"', '["a", "b"]', '["\\ud800", "b"]', '"ab"',
-                     '{"a": 1, "b": 2}',
-                     "[1, 2]", "true", "null", '[["a", 1]]', '"../x"', '""']),
+    st.recursive(LEAVES, NESTED, max_leaves=5).map(json.dumps), st.integers(-3, 300).map(str),
+    st.sampled_from([
+        "NaN", "-Infinity", "1e999", "-1e999", "9" * 400, "9" * 5000, "1e-400", "-0.0", "1.0", "16777215", "99", "{}", '""',
+        "9223372036854775807", "18446744073709551616", "[" * 10**5, "[" * 10**5 + "]" * 10**5, '{"a":' * 500 + "1" + "}" * 500,
+        "[" * 800 + "]" * 800, '"\\ud800"', '"\\u0000"', '"\\u001b[2J"', '"' + "x" * 10**5 + '"', '"1_0"', '"\u0661"', "[]",
+        '["a", "b"]', '["\\ud800", "b"]', '"ab"', '{"a": 1, "b": 2}', "[1, 2]", "true", "null", '[["a", 1]]', '"../x"',
+    ]),
 )  # fmt: skip
 
 
@@ -164,8 +158,7 @@ def check_config(path):
         assert config.n_layer < 100 and config.n_embd % config.n_head == 0 and 0 < config.layer_norm_epsilon < 1
         assert given.get("model_type", "gpt2") == "gpt2" and given.get("activation_function", "gelu_new") == "gelu_new"
         assert given.get("n_inner") in (None, 4 * config.n_embd) and given.get("scale_attn_weights", True) == 1
-        others = ("scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "add_cross_attention")
-        assert not any(given.get(key) for key in others)
+        assert not any(map(given.get, ("scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "add_cross_attention")))
     return config
 
 
@@ -181,23 +174,17 @@ def warm(folder, checkpoint_files):
     save_prompt(folder / "warm.safetensors", Prompt(torch.ones(2, 4), torch.ones(2, 4)), METADATA)
     load_prompt(folder / "warm.safetensors")
     clean(Tokenizer(checkpoint_files / "merges.txt").decode([0]))
-    settings(max_examples=1,
-        database=None)(given(st.text())(lambda text: None))()  # it builds a table of all characters
+    settings(max_examples=1, database=None)(given(st.text())(lambda text: None))()  # it builds a table of all characters
 
 
-@cases("config bytes")
-@given(edits=EDITS)
+@cases(150, edits=EDITS)
 def test_config_bytes(folder, edits):
     path = folder / "config.json"
     path.write_bytes(mutate(json.dumps(CONFIG, indent=2).encode(), edits))
     check_config(path)
 
 
-KEYS = [*CONFIG, "n_inner", "scale_attn_weights", "scale_attn_by_inverse_layer_idx", "add_cross_attention"]
-
-
-@cases("config values")
-@given(key=st.sampled_from(KEYS), odd=ODD)
+@cases(250, key=st.sampled_from([*CONFIG, "n_inner", "scale_attn_weights", "add_cross_attention"]), odd=ODD)
 def test_config_values(folder, checkpoint_files, key, odd):
     """Sizes that are accepted cost nothing before the weights are seen to be others."""
     bad = folder / "sized"
@@ -207,19 +194,8 @@ def test_config_values(folder, checkpoint_files, key, odd):
     config = check_config(bad / "config.json")
     gpt2 = read(load_gpt2, bad, naming=str(bad))
     if gpt2:
-        shapes = [(c.vocab_size, c.n_positions, c.n_embd, c.n_layer) for c in (config, GPT2Config(**SIZES))]
-        assert shapes[0] == shapes[1] and gpt2.config == config
-
-
-SIZES = {key: CONFIG[key] for key in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")}
-
-
-@pytest.mark.parametrize("text", ["[" + ", ".join(f'["{k}", {json.dumps(v)}]' for k, v in CONFIG.items()) + "]", "",
-    "null", "5", '"{}"'])
-def test_a_config_that_is_no_object(tmp_path, text):
-    (tmp_path / "config.json").write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match="config.json is no JSON object"):
-        GPT2Config.from_json(tmp_path / "config.json")
+        assert gpt2.config == config
+        assert (config.vocab_size, config.n_positions, config.n_embd, config.n_layer) == (300, 8, 4, 1)
 
 
 # ---- merges.txt -------------------------------------------------------------------------------
@@ -227,8 +203,7 @@ def test_a_config_that_is_no_object(tmp_path, text):
 TEXTS = ["the film is good, isn't it?", "  a\t\tb\r\n\0", "日本 naïve 🙂 'S", "<|endoftext|>"]
 
 
-@cases("merges")
-@given(edits=EDITS, text=st.text(max_size=20))
+@cases(200, edits=EDITS, text=st.text(max_size=20))
 def test_merges(folder, checkpoint_files, edits, text):
     """Any merges.txt that loads makes each text into known ids, of which the text can be told again."""
     path = folder / "merges.txt"
@@ -245,7 +220,7 @@ def test_merges(folder, checkpoint_files, edits, text):
 @pytest.mark.parametrize("space", [" ", "\n", "\u3000", "a"])
 def test_the_longest_texts_are_tokenized_and_longer_ones_refused(folder, checkpoint_files, space):
     """On a million spaces in a row the tokenizer's library panics, and a panic passes every `except Exception`."""
-    tokenizer, text = Tokenizer(checkpoint_files / "merges.txt"), "a" + space * (data.LONGEST - 2) + "b"
+    tokenizer, text = Tokenizer(checkpoint_files / "merges.txt"), "a" + space * (LONGEST - 2) + "b"
     assert tokenizer.decode(tokenizer.encode(clean(text))) == text
     (folder / "long").mkdir(exist_ok=True)
     for size, accepted in ((0, True), (1, False), (10**6, False)):
@@ -257,17 +232,18 @@ def test_the_longest_texts_are_tokenized_and_longer_ones_refused(folder, checkpo
 
 # ---- safetensors ------------------------------------------------------------------------------
 
-DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": None}
+def parts(path):
+    """A safetensors file: header and body"""
+    content = path.read_bytes()
+    end = 8 + struct.unpack("<Q", content[:8])[0]
+    return json.loads(content[8:end]), content[end:]
 
 
 def plain_reading(path):
     """A safetensors file by the rules of the format: metadata and {name: (dtype, shape, bytes)}"""
-    content = path.read_bytes()
-    (n,) = struct.unpack("<Q", content[:8])
-    header, body = json.loads(content[8 : 8 + n]), content[8 + n :]
-    metadata = header.pop("__metadata__", {})
-    return metadata, {name: (entry["dtype"], entry["shape"], body[slice(*entry["data_offsets"])]) for name,
-        entry in header.items()}
+    header, body = parts(path)
+    metadata, cut = header.pop("__metadata__", {}), lambda entry: body[slice(*entry["data_offsets"])]
+    return metadata, {name: (entry["dtype"], entry["shape"], cut(entry)) for name, entry in header.items()}
 
 
 def assembled(header, body):
@@ -275,18 +251,12 @@ def assembled(header, body):
     return struct.pack("<Q", len(header)) + header + body
 
 
-def parts(path):
-    content = path.read_bytes()
-    end = 8 + struct.unpack("<Q", content[:8])[0]
-    return json.loads(content[8:end]), content[end:]
-
-
 def numbers(dtype, shape, content):
     """Bytes of a safetensors tensor -> float32 array"""
     if dtype == "BF16":
         return (np.frombuffer(content, "<u2").astype("<u4") << 16).view("<f4").reshape(shape)
     with np.errstate(all="ignore"):
-        return np.frombuffer(content, DTYPES[dtype]).astype("<f4").reshape(shape)
+        return np.frombuffer(content, {"F64": "<f8", "F32": "<f4", "F16": "<f2"}[dtype]).astype("<f4").reshape(shape)
 
 
 def check_weights(folder):
@@ -316,26 +286,22 @@ def bad_checkpoint(folder, checkpoint_files):
     return bad
 
 
-@cases("weights bytes")
-@given(edits=EDITS, in_header=st.booleans())
+@cases(150, edits=EDITS, in_header=st.booleans())
 def test_weights_bytes(checkpoint_files, bad_checkpoint, edits, in_header):
-    good = (checkpoint_files / "model.safetensors").read_bytes()
-    reach = 8 + struct.unpack("<Q", good[:8])[0] if in_header else len(good)
-    (bad_checkpoint / "model.safetensors").write_bytes(mutate(good, edits, reach))
+    good, (_, body) = (read(checkpoint_files / "model.safetensors") for read in (Path.read_bytes, parts))
+    (bad_checkpoint / "model.safetensors").write_bytes(mutate(good, edits, len(good) - len(body) * in_header))
     check_weights(bad_checkpoint)
 
 
 NUMBER = st.integers(-2, 2000) | st.sampled_from([2**31, 2**40, 2**63 - 1, 2**63, 2**64, 10**30])
+DTYPES_OF_OTHERS = ["F64", "F16", "BF16", "F8_E4M3", "F4", "F6_E2M3", "I64", "I32", "BOOL", "C64", "f32", ""]
+OTHER_NAMES = ["wte.weight", "transformer.wte.weight", "lm_head.weight", "h.0.attn.bias", "prompt", "../x", "", "\0", "\x1b[2J",
+               "score.weight", "h.0.ln_1.bias", "__metadata__"]  # fmt: skip
 CHANGES = st.one_of(
-    st.tuples(st.just("dtype"), st.sampled_from(["F64", "F16", "BF16", "F8_E4M3", "F4", "F6_E2M3", "I64", "I32",
-    "BOOL", "C64", "f32", ""])),
-    st.tuples(st.just("shape"), st.lists(NUMBER, max_size=3)), st.tuples(st.just("data_offsets"),
-    st.lists(NUMBER, min_size=1, max_size=3)),
+    st.tuples(st.just("dtype"), st.sampled_from(DTYPES_OF_OTHERS)), st.tuples(st.just("shape"), st.lists(NUMBER, max_size=3)),
+    st.tuples(st.just("data_offsets"), st.lists(NUMBER, min_size=1, max_size=3)),
     st.tuples(st.sampled_from(["dtype", "shape", "data_offsets", "entry"]), ODD),
-    st.tuples(st.just("name"), st.sampled_from(["wte.weight", "transformer.wte.weight", "lm_head.weight",
-    "h.0.attn.bias", "prompt",
-                                                "../x", "", "\0", "\x1b[2J", "score.weight", "h.0.ln_1.bias",
-                                                "__metadata__"])),
+    st.tuples(st.just("name"), st.sampled_from(OTHER_NAMES)),
     st.tuples(st.sampled_from(["drop", "transpose", "exchange", "narrow", "again", "zero"]), st.none()),
 )  # fmt: skip
 
@@ -344,8 +310,7 @@ def change(header, body, name, other, kind, value):
     """(header text, body) after one change to the entry `name` of a safetensors header."""
     header = {key: dict(entry) for key, entry in header.items()}
     entry = header[name]
-    if kind in ("dtype", "shape", "data_offsets") and not isinstance(value,
-        str) or kind == "dtype" and '"' not in value:
+    if kind in ("shape", "data_offsets") and not isinstance(value, str) or kind == "dtype" and '"' not in value:
         entry[kind] = value
     elif kind == "entry":
         return spliced(header, name, value), body
@@ -371,8 +336,7 @@ def change(header, body, name, other, kind, value):
     return json.dumps(header).encode(), body
 
 
-@cases("weights header")
-@given(name=st.sampled_from(sorted(WEIGHTS)), other=st.sampled_from(sorted(WEIGHTS)), what=CHANGES)
+@cases(250, name=st.sampled_from(sorted(WEIGHTS)), other=st.sampled_from(sorted(WEIGHTS)), what=CHANGES)
 def test_weights_header(checkpoint_files, bad_checkpoint, name, other, what):
     header, body = parts(checkpoint_files / "model.safetensors")
     (bad_checkpoint / "model.safetensors").write_bytes(assembled(*change(header, body, name, other, *what)))
@@ -386,15 +350,6 @@ def test_a_header_of_any_claimed_size(bad_checkpoint, claimed):
         assert read(load_gpt2, bad_checkpoint, naming="model.safetensors") is None
 
 
-def test_one_tensor_under_both_its_names_is_refused(checkpoint_files, bad_checkpoint):
-    header, body = parts(checkpoint_files / "model.safetensors")
-    (bad_checkpoint / "model.safetensors").write_bytes(assembled(*change(header, body, "wte.weight", "", "again",
-        None)))
-    with pytest.raises(ValueError,
-        match="model.safetensors: 'transformer.wte.weight' .* no .other. tensor of this name"):
-        load_gpt2(bad_checkpoint)
-
-
 def test_a_folder_in_place_of_a_file_is_named(tmp_path):
     (tmp_path / "model.safetensors").mkdir()
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
@@ -402,11 +357,11 @@ def test_a_folder_in_place_of_a_file_is_named(tmp_path):
         assert read(reader, path, naming=str(path)) is None
 
 
-@cases("shards")
-@given(odd=ODD, where=st.sampled_from(["weight_map", "tensor", "name"]), edits=EDITS,
-       name=st.sampled_from(["../good/model.safetensors", "/etc/passwd", "..", ".", "", "a\0b", "a/b", "\ud800",
-           "shard", "none",
-                             "x" * 300, "..\\x", "bad\n", "config.json"]))  # fmt: skip
+SHARDS = ["../good/model.safetensors", "/etc/passwd", "..", ".", "", "a\0b", "a/b", "\ud800", "shard", "none", "x" * 300,
+          "..\\x", "bad\n", "config.json"]  # fmt: skip
+
+
+@cases(100, odd=ODD, where=st.sampled_from(["weight_map", "tensor", "name"]), edits=EDITS, name=st.sampled_from(SHARDS))
 def test_shards(folder, checkpoint_files, odd, where, edits, name):
     """A list of shards leads to no file outside its folder."""
     bad = folder / "shards"
@@ -438,10 +393,10 @@ METADATA = {
 
 @functools.cache
 def good_prompt(path):
-    generator = torch.Generator().manual_seed(0)
-    prompt = Prompt(torch.randn(2, 4, generator=generator), torch.randn(2, 4, generator=generator))
-    save_prompt(path, prompt, METADATA)
-    return parts(path), path.read_bytes()
+    """The bytes of a prompt, as a whole, its header and its body"""
+    vectors, head = torch.randn(2, 2, 4, generator=torch.Generator().manual_seed(0))
+    save_prompt(path, Prompt(vectors, head), METADATA)
+    return path.read_bytes(), *parts(path)
 
 
 def check_prompt(path):
@@ -465,67 +420,34 @@ def check_prompt(path):
     save_prompt(path.with_name("again.safetensors"), prompt, metadata)
     again, same = load_prompt(path.with_name("again.safetensors"))
     assert torch.equal(again.vectors, prompt.vectors) and torch.equal(again.head, prompt.head)
-    assert repr(same | {"prompt_tokens": "", "num_labels": ""}) == repr({key: same[key] for key in same} | {
-        **metadata, "prompt_tokens": "", "num_labels": ""})  # repr, because NaN is not itself  # fmt: skip
+    assert {key: repr(same[key]) for key in metadata.keys() - {"prompt_tokens", "num_labels"}} == {  # for NaN is not itself
+        key: repr(value) for key, value in metadata.items() if key not in ("prompt_tokens", "num_labels")}  # fmt: skip
 
 
-@cases("prompt bytes")
-@given(edits=EDITS, in_header=st.booleans())
+@cases(150, edits=EDITS, in_header=st.booleans())
 def test_prompt_bytes(folder, edits, in_header):
-    (_, body), content = good_prompt(folder / "prompt.safetensors")
-    (folder / "p.safetensors").write_bytes(mutate(content, edits,
-        len(content) - len(body) if in_header else len(content)))
+    content, _, body = good_prompt(folder / "prompt.safetensors")
+    (folder / "p.safetensors").write_bytes(mutate(content, edits, len(content) - len(body) * in_header))
     check_prompt(folder / "p.safetensors")
 
 
-@cases("prompt header")
-@given(name=st.sampled_from(["prompt", "head.weight"]), what=CHANGES)
+@cases(200, name=st.sampled_from(["prompt", "head.weight"]), what=CHANGES)
 def test_prompt_header(folder, name, what):
-    (header, body), _ = good_prompt(folder / "prompt.safetensors")
+    _, header, body = good_prompt(folder / "prompt.safetensors")
     (folder / "p.safetensors").write_bytes(assembled(*change(header, body, name, "prompt", *what)))
     check_prompt(folder / "p.safetensors")
 
 
-@cases("prompt metadata")
-@given(key=st.sampled_from([*METADATA, "format", "position_rule", "recipe.data"]), odd=ODD, raw=st.booleans())
+@cases(250, key=st.sampled_from([*METADATA, "format", "position_rule", "recipe.data"]), odd=ODD, raw=st.booleans())
 def test_prompt_metadata(folder, key, odd, raw):
     """Odd JSON in the text of a value, and odd values where the format allows only text."""
-    (header, body), _ = good_prompt(folder / "prompt.safetensors")
+    _, header, body = good_prompt(folder / "prompt.safetensors")
     if key == "recipe.data":
         key, odd = "recipe", f'{{"data": {odd}}}'
     value = odd if raw else json.dumps(odd)
     inner = spliced(header["__metadata__"], key, value).decode("utf-8", "surrogatepass")
     (folder / "p.safetensors").write_bytes(assembled(spliced(header, "__metadata__", inner), body))
     check_prompt(folder / "p.safetensors")
-
-
-@pytest.mark.parametrize("key,value", [
-    ("labels", "no"), ("labels", {"a": 1, "b": 2}), ("labels", [1, 2]), ("labels", ["\x1b[2J", "b"]), ("labels",
-    ["\ud800", "b"]),
-    ("init_ids", [True]), ("init_ids", ["1"]), ("init_ids", [-1]), ("init_ids", {}), ("init_ids", [2**70]), ("recipe",
-    [1]),
-    ("recipe", {"data": 5}), ("position_rule", "before-text"), ("format", "prompt-training/2"),
-])  # fmt: skip
-def test_a_prompt_of_another_kind_is_refused(folder, key, value):
-    (header, body), _ = good_prompt(folder / "prompt.safetensors")
-    text = value if key in ("position_rule", "format") else json.dumps(value)
-    header = header | {"__metadata__": header["__metadata__"] | {key: text}}
-    (folder / "p.safetensors").write_bytes(assembled(json.dumps(header).encode(), body))
-    assert read(load_prompt, folder / "p.safetensors", naming="p.safetensors") is None
-
-
-@pytest.mark.parametrize("dtype,bad", [(torch.float32, float("nan")), (torch.float32, float("inf")), (torch.float64,
-    1e300),
-                                       (torch.float16, 1), (torch.int64, 1), (torch.float8_e4m3fn, 1), (torch.bool,
-                                           1)])  # fmt: skip
-def test_a_prompt_of_other_numbers_is_refused(tmp_path, dtype, bad):
-    """1e300 is finite as it stands in the file, and infinite as float32."""
-    _, content = good_prompt(tmp_path / "prompt.safetensors")
-    metadata = json.loads(content[8 : 8 + struct.unpack("<Q", content[:8])[0]])["__metadata__"]
-    vectors = torch.ones(2, 4)
-    vectors = vectors.to(torch.float64).index_fill(0, torch.tensor([1]), bad).to(dtype)
-    save_file({"prompt": vectors, "head.weight": torch.ones(2, 4)}, tmp_path / "p.safetensors", metadata=metadata)
-    assert read(load_prompt, tmp_path / "p.safetensors", naming="p.safetensors") is None
 
 
 # ---- tsv, csv, jsonl --------------------------------------------------------------------------
@@ -554,7 +476,7 @@ def check_rows(folder, kind, content, num_labels):
     if found is not None:
         assert 0 < len(found) <= len(re.split(rb"\r\n|\r|\n", content))
         for text, label in found:
-            assert text and text == text.strip() and len(text) <= data.LONGEST and text.encode()
+            assert text and text == text.strip() and len(text) <= LONGEST and text.encode()
             if num_labels == 1:
                 assert type(label) is float and np.isfinite(np.float32(label))
             else:
@@ -564,18 +486,19 @@ def check_rows(folder, kind, content, num_labels):
     return found
 
 
-@cases("rows bytes")
-@given(kind=st.sampled_from(sorted(FILES)), edits=EDITS, coding=st.sampled_from(["utf-8"] * 5 + ["utf-8-sig",
-    "utf-16", "cp1252"]),
-       num_labels=st.sampled_from([1, 2, 11]))  # fmt: skip
+CODINGS = ["utf-8"] * 5 + ["utf-8-sig", "utf-16", "cp1252"]
+LABELS = st.sampled_from([1, 2, 11])  # how many there are
+
+
+@cases(300, kind=st.sampled_from(sorted(FILES)), edits=EDITS, coding=st.sampled_from(CODINGS), num_labels=LABELS)
 def test_rows_bytes(folder, kind, edits, coding, num_labels):
     check_rows(folder, kind, mutate(FILES[kind].encode(coding, "replace"), edits), num_labels)
 
 
-@cases("rows cells")
-@given(rows=st.lists(st.tuples(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12),
-                               st.integers(0, 10)), min_size=1, max_size=4),
-       kind=st.sampled_from(["csv", "tsv"]))  # fmt: skip
+CELLS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
+
+
+@cases(150, rows=st.lists(st.tuples(CELLS, st.integers(0, 10)), min_size=1, max_size=4), kind=st.sampled_from(["csv", "tsv"]))
 def test_rows_of_any_text(folder, rows, kind):
     """Whatever a text holds, csv gives it back; tsv does, unless it holds what ends a cell or a line."""
     out = io.StringIO(newline="")
@@ -591,8 +514,7 @@ def test_rows_of_any_text(folder, rows, kind):
         assert found is None
 
 
-@cases("rows json")
-@given(key=st.sampled_from(["text", "label", "sentence"]), odd=ODD, num_labels=st.sampled_from([1, 2, 11]))
+@cases(250, key=st.sampled_from(["text", "label", "sentence"]), odd=ODD, num_labels=LABELS)
 def test_rows_json(folder, key, odd, num_labels):
     content = FILES["jsonl"].encode() + spliced({"text": "fine", "label": 1}, key, odd) + b"\n"
     found = check_rows(folder, "jsonl", content, num_labels)
@@ -602,35 +524,10 @@ def test_rows_json(folder, key, odd, num_labels):
         assert found[:3] == ROWS and found[3][0] == text.strip() and found[3][1] == float(label) and label is not True
 
 
-@pytest.mark.parametrize("kind,content,why", [
-    ("tsv", "sentence\tlabel\tlabel\nfine\t0\t1\n", "3 columns, but line 1 names 2"), ("tsv",
-    "sentence\tlabel\na\rb\t1\n", "1 columns"),
-    ("csv", f'text,label\n"{"a" * 200_000}",1\n', "field larger"), ("jsonl", '{"text": "a", "label": true}',
-    "label True"),
-    ("jsonl", '{"text": "a", "label": "1_0"}', "label '1_0'"), ("jsonl", f'{{"text": "a", "label": {"9" * 400}}}',
-    "label 999"),
-    ("jsonl", f'{{"text": "a", "label": {"9" * 5000}}}', "Exceeds"), ("jsonl", '{"text": "\\ud800", "label": 1}',
-    "surrogates"),
-    ("tsv", "sentence\tlabel\nfine\t1e39\n", "label '1e39' is not a number of float32"),
-])  # fmt: skip
-def test_rows_that_could_be_misread_are_refused(folder, kind, content, why):
-    with pytest.raises(ValueError,
-        match=rf"dev.{kind}, line [12]: .*{re.escape(why)}|dev.{kind}, line [12]: {re.escape(why)}"):
-        read_split(fresh(folder, kind, content.encode()), "dev", 1 if "1e39" in content else 11)
-
-
 # ---- the downloaded archive -------------------------------------------------------------------
 
 CONTENT = {"train.tsv": FILES["tsv"].encode() * 30, "dev.tsv": FILES["tsv"].encode()}
-
-
-def archive(members=None, method=zipfile.ZIP_DEFLATED):
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", method) as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of names that come twice
-        for name, content in members or [(f"SST-2/{name}", content) for name, content in CONTENT.items()]:
-            file.writestr(name, content)
-    return buffer.getvalue()
+GOOD = [(f"SST-2/{name}", content) for name, content in CONTENT.items()]
 
 
 @functools.cache
@@ -642,17 +539,17 @@ def bomb(method):
         return block * 4096 + press.flush()
     filters = [{"id": lzma.FILTER_LZMA1, "dict_size": 2**16, "mf": lzma.MF_HC3, "depth": 1}]
     start = b"\x09\x04\x05\x00\x5d" + struct.pack("<I", 2**16)  # what a zip puts before such a stream
-    press = bz2.BZ2Compressor(1) if method == zipfile.ZIP_BZIP2 else lzma.LZMACompressor(lzma.FORMAT_RAW,
-        filters=filters)
+    press = bz2.BZ2Compressor(1) if method == zipfile.ZIP_BZIP2 else lzma.LZMACompressor(lzma.FORMAT_RAW, filters=filters)
     packed = b"".join([press.compress(bytes(2**20)) for _ in range(3 * MEMORY >> 21)] + [press.flush()])
     return packed if method == zipfile.ZIP_BZIP2 else start + packed
 
 
 def patched(content, **fields):
     """A zip with fields of all its local and central headers set to the given values."""
-    places = {"flags": (6, 8, "<H"), "method": (8, 10, "<H"), "crc": (14, 16, "<I"), "packed": (18, 20, "<I"),
-        "size": (22, 24, "<I"),
-              "offset": (None, 42, "<I"), "extra": (28, 30, "<H"), "length": (26, 28, "<H")}  # fmt: skip
+    places = {  # in a local header, in a central one, form
+        "flags": (6, 8, "<H"), "method": (8, 10, "<H"), "crc": (14, 16, "<I"), "packed": (18, 20, "<I"), "size": (22, 24, "<I"),
+        "offset": (None, 42, "<I"), "extra": (28, 30, "<H"), "length": (26, 28, "<H"),
+    }  # fmt: skip
     content = bytearray(content)
     for which, mark in enumerate((b"PK\x03\x04", b"PK\x01\x02")):
         for found in re.finditer(re.escape(mark), bytes(content)):
@@ -663,101 +560,80 @@ def patched(content, **fields):
     return bytes(content)
 
 
-def check_archive(folder, content, monkeypatch):
-    """Both files and nothing else, or a sentence and nothing at all."""
+def download(folder, address, md5=None):
+    """Fetch SST-2 from there -> what came, {path: bytes}, in a folder that is empty again afterwards."""
     place = folder / "download"
     place.mkdir(exist_ok=True)
-    (folder / "SST-2.zip").write_bytes(content)
     around = sorted(folder.iterdir())
-    md5 = {name: hashlib.md5(each).hexdigest() for name, each in (CONTENT | {"SST-2.zip": content}).items()}
-    with monkeypatch.context() as patch:
-        patch.setattr(data, "SST2_MD5", md5)
-        patch.setattr(data, "SST2_URL", (folder / "SST-2.zip").as_uri())
-        read(download_sst2, place / "sst2", naming="could not fetch SST-2")
-    made = {str(path.relative_to(place)): path.read_bytes() for path in place.rglob("*") if path.is_file()}
-    assert made in ({}, {f"sst2/{name}": each for name, each in CONTENT.items()}) and sorted(folder.iterdir()) == around
-    assert bool(made) == any(place.iterdir())
+    with pytest.MonkeyPatch.context() as patch:
+        redirect(patch, place, address, md5)
+        read(read_split, "sst2", "dev", naming="could not fetch SST-2")
+    made = {path.relative_to(place).as_posix(): path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    assert bool(made) == any(place.iterdir()) and sorted(folder.iterdir()) == around
     for path in sorted(place.rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()
+    return made
+
+
+def check_archive(folder, content):
+    """Both files and nothing else, or a sentence and nothing at all."""
+    (folder / "SST-2.zip").write_bytes(content)
+    md5 = {name: hashlib.md5(each).hexdigest() for name, each in (CONTENT | {"SST-2.zip": content}).items()}
+    made = download(folder, (folder / "SST-2.zip").as_uri(), md5)
+    assert made in ({}, {f"sst2/{name}": each for name, each in CONTENT.items()})
     return bool(made)
 
 
-@cases("zip bytes")
-@given(edits=EDITS)
+@cases(150, edits=EDITS)
 def test_zip_bytes(folder, edits):
-    with pytest.MonkeyPatch.context() as patch:
-        check_archive(folder, mutate(archive(), edits), patch)
+    check_archive(folder, mutate(archive(GOOD), edits))
 
 
-NAMES = st.sampled_from(["../evil", "/tmp/evil", "SST-2/../../evil", "SST-2/train.tsv", "SST-2/dev.tsv", "SST-2/",
-    "SST-2\\dev.tsv",
-                         "sst2/dev.tsv", "SST-2/dev.tsv\0x", "x" * 300, "é"])  # fmt: skip
+NAMES = ["../evil", "/tmp/evil", "SST-2/../../evil", "SST-2/train.tsv", "SST-2/dev.tsv", "SST-2/", "SST-2\\dev.tsv",
+         "sst2/dev.tsv", "SST-2/dev.tsv\0x", "x" * 300, "é", "\x1b[2J" * 900]  # fmt: skip
+FIELDS = st.sampled_from(["flags", "method", "crc", "packed", "size", "offset", "extra", "length"])
+METHODS = [zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
 
 
-@cases("zip members")
-@given(extra=st.lists(st.tuples(NAMES, st.binary(max_size=20)), max_size=3), first=st.booleans(),
-       method=st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]),
-       fields=st.dictionaries(st.sampled_from(["flags", "method", "crc", "packed", "size", "offset", "extra",
-           "length"]),
-                              st.integers(0, 20) | st.sampled_from([95, 99, 2048, 2**16 - 1, 2**31, 2**32 - 1]),
+@cases(150, extra=st.lists(st.tuples(st.sampled_from(NAMES), st.binary(max_size=20)), max_size=3), first=st.booleans(),
+       method=st.sampled_from(METHODS),
+       fields=st.dictionaries(FIELDS, st.integers(0, 20) | st.sampled_from([95, 99, 2048, 2**16 - 1, 2**31, 2**32 - 1]),
                               max_size=2))  # fmt: skip
 def test_zip_members(folder, extra, first, method, fields):
     """Names that lead elsewhere, names that come twice, and headers that lie."""
-    good = [(f"SST-2/{name}", content) for name, content in CONTENT.items()]
-    with pytest.MonkeyPatch.context() as patch:
-        fetched = check_archive(folder, patched(archive(extra + good if first else good + extra, method), **fields),
-            patch)
+    fetched = check_archive(folder, patched(archive(extra + GOOD if first else GOOD + extra, method), **fields))
     if not extra and not fields:
         assert fetched == (method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
 
 
-@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_what_is_said_of_a_broken_archive_is_no_longer_than_a_sentence(folder):
+    """The library repeats a name of any length: here the two headers of a member have other ones."""
+    assert not check_archive(folder, patched(archive([("\x1b" * 5000, b""), *GOOD]), offset=0))
+
+
+@pytest.mark.parametrize("method", [METHODS[0], *METHODS[2:]])
 @pytest.mark.parametrize("claimed", [100, 2**32 - 2])
-def test_a_member_that_unpacks_to_gigabytes(folder, monkeypatch, method, claimed):
+def test_a_member_that_unpacks_to_gigabytes(folder, method, claimed):
     content = archive([("SST-2/train.tsv", bomb(method))], zipfile.ZIP_STORED)
-    assert not check_archive(folder, patched(content, method=method, size=claimed), monkeypatch)
+    assert not check_archive(folder, patched(content, method=method, size=claimed))
 
 
-def test_an_endless_download_is_cut(folder, monkeypatch):
+def test_an_endless_download_is_cut(folder):
     """Sparse: it is longer than the memory that this test may take."""
     with open(folder / "endless", "wb") as file:
         file.truncate(2**33)
-    monkeypatch.setattr(data, "SST2_URL", (folder / "endless").as_uri())
-    (folder / "download").mkdir(exist_ok=True)
-    assert read(download_sst2, folder / "download" / "sst2", naming="could not fetch SST-2") is None
-    assert not any((folder / "download").iterdir())
+    assert download(folder, (folder / "endless").as_uri()) == {}
     (folder / "endless").unlink()
-
-
-@pytest.mark.parametrize("name", ["x/..", "../x", "./x", "x/../..", "x/.", "/x", "x/y\0", "x/" + "y" * 300])
-def test_no_model_name_leads_out_of_the_folder(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(data, "ROOT", tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(OSError, match="there is no model|could not fetch|without config.json") as caught:
-        data.checkpoint_folder(name)
-    assert len(str(caught.value).splitlines()) == 1 and not list(tmp_path.iterdir())
 
 
 # ---- from the command line --------------------------------------------------------------------
 
 
 @pytest.fixture
-def bench(tmp_path):
-    """A checkpoint m, a data set d, and a prompt p.safetensors for them: all in order, as the first test shows."""
-    write_checkpoint(tmp_path / "m", sizes(C=4, H=2, L=1, V=300, n_positions=64),
-        random_weights(sizes(C=4, L=1, n_positions=64)))
-    (tmp_path / "d").mkdir()
-    for split in ("train", "dev"):
-        (tmp_path / "d" / f"{split}.jsonl").write_text(FILES["jsonl"] * 4)
-    remake_prompt(tmp_path)
-    return tmp_path
-
-
-def remake_prompt(place, **changes):
-    facts = {"base_model": str(place / "m"), "base_sha256": fingerprint(*weight_files(place / "m"))}
-    recipe = {"data": str(place / "d")}
-    save_prompt(place / "p.safetensors", Prompt(torch.ones(2, 4), torch.eye(2, 4)),
-        METADATA | facts | {"recipe": recipe} | changes)
+def bench(place):
+    """The model m and the data d of conftest.py, and a prompt p.safetensors for them: all in order, as the first test shows."""
+    facts = {"base_model": "m", "base_sha256": fingerprint(*weight_files("m")), "recipe": {"data": "d"}}
+    save_prompt("p.safetensors", Prompt(torch.ones(2, 10), torch.eye(2, 10)), METADATA | facts)
 
 
 def main(capsys, program, *argv):
@@ -770,59 +646,38 @@ def main(capsys, program, *argv):
     return code, capsys.readouterr().err
 
 
-def overwrite(name, change):
-    return lambda place: (place / name).write_bytes(change((place / name).read_bytes()))
-
-
-HOSTILE = {  # what is done to the files, the words that the one sentence must hold
-    "another base model": (overwrite("m/model.safetensors", lambda old: old[:-1] + bytes([old[-1] ^ 1])),
-    "trained on another model"),
-    "another text rule": (lambda place: remake_prompt(place, text_rule="lower"),
-    "p.safetensors was trained under another text rule"),
-    "no text rule": (lambda place: remake_prompt(place, text_rule=""),
-    "p.safetensors was trained under another text rule"),
-    "another position rule": (overwrite("p.safetensors", lambda old: old.replace(b'"after-text"', b'"first-text"')),
-    "its position_rule is"),
-    "half a prompt": (overwrite("p.safetensors", lambda old: old[: len(old) // 2]),
-    "p.safetensors is no whole safetensors file"),
-    "too many layers": (overwrite("m/config.json", lambda old: old.replace(b'"n_layer": 1', b'"n_layer": 99')),
-    "lacks h.1"),
-    "deep config": (overwrite("m/config.json", lambda old: b"[" * 10**5), "config.json is no JSON object"),
-    "broken merges": (overwrite("m/merges.txt", lambda old: old + b"a b c\n"), "merges.txt, line"),
-    "merges in another encoding": (overwrite("m/merges.txt", lambda old: old + b"\xff\xfe\n"), "merges.txt, line"),
-    "binary data": (overwrite("d/dev.jsonl", lambda old: old + b"\xff\0\n"), "dev.jsonl, line 13"),
-    "half a surrogate": (overwrite("d/dev.jsonl", lambda old: old + b'{"text": "\\ud800", "label": 1}'),
-    "dev.jsonl, line 13"),
-    "a million spaces": (overwrite("d/dev.jsonl",
-    lambda old: old + b'{"text": "a' + b" " * 10**6 + b'b", "label": 1}'), "dev.jsonl, line 13"),
-}  # fmt: skip
+SCORE = (evaluate, "score", "p.safetensors")
+TRAIN = (train, "--model", "m", "--data", "d", "--out", "run", "--select-on", "dev", "--steps", "1")
+HOSTILE = {  # what is done to the bytes of which file, the words that the one sentence must hold
+    "one bit": ("m/model.safetensors", lambda old: old[:-1] + bytes([old[-1] ^ 1]), "trained on another model"),
+    "half a prompt": ("p.safetensors", lambda old: old[: len(old) // 2], "p.safetensors is no whole safetensors file"),
+    "too many layers": ("m/config.json", lambda old: old.replace(b'"n_layer": 3', b'"n_layer": 99'), "lacks h.10"),
+    "deep config": ("m/config.json", lambda old: b"[" * 10**5, "config.json is no JSON object"),
+    "broken merges": ("m/merges.txt", lambda old: old + b"a b c\n", "merges.txt, line"),
+    "binary data": ("d/dev.tsv", lambda old: old + b"\xff\0\n", "dev.tsv, line 14"),
+    "a million spaces": ("d/dev.tsv", lambda old: old + b"a" + b" " * 10**6 + b"b\t1\n", "dev.tsv, line 14"),
+}
 
 
 def test_the_bench_is_in_order(bench, capsys):
-    assert main(capsys, evaluate, "score", bench / "p.safetensors") == (0, "")
-    assert main(capsys, evaluate, "predict", bench / "p.safetensors", "a fine film") == (0, "")
+    for command in (SCORE, (evaluate, "predict", "p.safetensors", "a fine film")):
+        assert main(capsys, *command) == (0, "")
+    assert main(capsys, *TRAIN)[0] == 0
 
 
+@pytest.mark.parametrize("command", [SCORE, TRAIN])
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_evaluate_ends_in_one_sentence(bench, capsys, kind):
-    spoil, named = HOSTILE[kind]
-    spoil(bench)
-    code, err = main(capsys, evaluate, "score", bench / "p.safetensors")
-    assert code == 2 and named in err and err.startswith("error: ") and err.count("\n") == 1, err
-
-
-@pytest.mark.parametrize("kind", ["deep config", "broken merges", "too many layers", "binary data",
-    "half a surrogate", "a million spaces"])
-def test_train_ends_in_one_sentence(bench, capsys, kind):
-    spoil, named = HOSTILE[kind]
-    spoil(bench)
-    flags = ["--model", bench / "m", "--data", bench / "d", "--out", bench / "run", "--select-on", "dev", "--steps",
-        "1"]
-    code, err = main(capsys, train, *flags)
-    assert code == 2 and named in err and err.count("error: ") == 1 and err.count("\n") == 1, err
+def test_a_program_ends_in_one_sentence(bench, place, capsys, kind, command):
+    name, change, named = HOSTILE[kind]
+    (place / name).write_bytes(change((place / name).read_bytes()))
+    code, err = main(capsys, *command)
+    if command is TRAIN and kind in ("one bit", "half a prompt"):
+        assert code == 0  # nothing is wrong for a new prompt
+    else:
+        assert code == 2 and named in err and err.count("error: ") == 1 and err.count("\n") == 1, err
 
 
 @pytest.mark.parametrize("text", ["a" + " " * 10**6 + "b", "\udcff"])
 def test_predict_refuses_what_the_tokenizer_cannot_read(bench, capsys, text):
-    code, err = main(capsys, evaluate, "predict", bench / "p.safetensors", text)
+    code, err = main(capsys, evaluate, "predict", "p.safetensors", text)
     assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and len(err) < 200, err

@@ -1,29 +1,47 @@
 """train.py from its command line: what it writes, what it learns, what it refuses."""
 
+import hashlib
 import json
 import os
 import re
 import shutil
-import stat
+import time
+from types import SimpleNamespace
 
+import oracle
 import pytest
 import torch
-from checkpoints import mask_buffers, random_weights, sizes, write_checkpoint, write_unaligned
-from safetensors import safe_open
-from safetensors.torch import save_file
+import torch.nn.functional as F
+from checkpoints import TINY, mask_buffers, random_weights, sizes, write_checkpoint, write_unaligned
 
 import evaluate
 import train
-from data import Tokenizer
+from data import Tokenizer, read_split
 from model import GPT2, load_gpt2, load_prompt
 
 BASE = ["--model", "m", "--data", "d", "--dtype", "float32", "--batch-size", "8", "--device", "cpu"]
+STEP = train.train_step
 
 
 def run(*flags, out="run"):
     train.main([*BASE, "--out", out, *map(str, flags)])
-    lines = [json.loads(line) for line in open(f"{out}/metrics.jsonl")]
+    lines = [json.loads(line, parse_constant=pytest.fail) for line in open(f"{out}/metrics.jsonl")]  # JSON knows no NaN
     return json.load(open(f"{out}/run.json")), lines, json.load(open(f"{out}/summary.json"))
+
+
+def watch(monkeypatch, before=lambda step, prompts: None):
+    """A list that grows by what goes into every training step of this process; before(step, prompts) may disturb it."""
+    steps = []
+
+    def step(gpt2, prompts, optimizer, ids, lengths, labels, *rest, **more):
+        texts = [(row[:length].tolist(), label) for row, length, label in zip(ids, lengths, labels.tolist())]
+        rates = {id(tensor): group["lr"] for group in optimizer.param_groups for tensor in group["params"]}
+        steps.append(SimpleNamespace(texts=texts, rates=[(rates.get(id(p.vectors)), rates[id(p.head)]) for p in prompts]))
+        before(len(steps), prompts)
+        return STEP(gpt2, prompts, optimizer, ids, lengths, labels, *rest, **more)
+
+    monkeypatch.setattr(train, "train_step", step)
+    return steps
 
 
 def timeless(folder):
@@ -43,113 +61,217 @@ def contents(folder):
 
 
 def test_a_run_writes_what_the_design_says(place, capsys):
-    info, lines, summary = run("--prompt-tokens", 2, 3, "--seeds", 0, 1, "--epochs", 3)
+    (place / "m" / "revision").write_text("abc")  # a download leaves this
+    info, lines, summary = run("--prompt-tokens", 2, 3, 2, "--seeds", 0, 1, 0, "--epochs", 3)  # what comes twice is one
     names = ["p2-s0", "p2-s1", "p3-s0", "p3-s1"]
     assert [p["name"] for p in summary["prompts"]] == names and summary["finished"] is True
-    assert sorted(str(p.relative_to("run")) for p in contents(place / "run") for p in [p.relative_to(place)]) == sorted(
-        ["checkpoint/state.safetensors", "metrics.jsonl", "run.json", "summary.json", *(f"prompts/{name}/prompt.safetensors" for name in names)]
-    )
+    assert {str(path.relative_to(place / "run")) for path in contents(place / "run")} == {
+        "checkpoint/state.safetensors", "metrics.jsonl", "run.json", "summary.json",
+        *(f"prompts/{name}/prompt.safetensors" for name in names)}  # fmt: skip
+    printed = capsys.readouterr().out
     for p in summary["prompts"]:
         assert p.keys() >= {"name", "prompt_tokens", "seed", "lr", "accuracy", "ci95", "loss", "n", "epoch", "folder"}
         assert p["n"] == 12 and p["ci95"][0] <= p["accuracy"] <= p["ci95"][1] and 1 <= p["epoch"] <= 3
-        with safe_open(f"run/{p['folder']}/prompt.safetensors", "pt") as file:
-            assert sorted(file.keys()) == ["head.weight", "prompt"]
-            assert file.get_slice("prompt").get_shape() == [p["prompt_tokens"], 10]
-            metadata = file.metadata()
-        assert metadata.keys() == {
-            "format", "base_model", "base_revision", "base_sha256", "prompt_tokens", "num_labels", "labels", "init",
-            "init_ids", "text_rule", "position_rule", "accuracy", "n", "recipe",
-        }  # fmt: skip
-        assert float(metadata["accuracy"]) == p["accuracy"] and len(json.loads(metadata["init_ids"])) == p["prompt_tokens"]
-        assert all(256 <= i < 299 for i in json.loads(metadata["init_ids"]))  # no byte, no end of text
-    assert summary["baselines"]["majority"] == 0.5
+        prompt, metadata = load_prompt(f"run/{p['folder']}/prompt.safetensors")
+        assert prompt.vectors.shape == (p["prompt_tokens"], 10) and len(metadata["init_ids"]) == p["prompt_tokens"]
+        assert sorted(metadata) == sorted(
+            "format base_model base_revision base_sha256 prompt_tokens num_labels labels init init_ids text_rule "
+            "position_rule accuracy n recipe".split())  # fmt: skip
+        assert metadata["base_sha256"] == digest("m/model.safetensors") and metadata["base_revision"] == "abc"
+        assert float(metadata["accuracy"]) == p["accuracy"] and metadata["recipe"] == {
+            "data": "d", "batch_size": 8, "epochs": 3, "steps": None, "train": "prompt+head", "select_on": "hold-out",
+            "dtype": "float32", "lr": 0.03, "head_lr": 0.005, "seed": p["seed"], "epoch": p["epoch"]}  # fmt: skip
+        row = [p["name"], "0.03", p["epoch"], f"{p['selection']['accuracy']:.4f}", f"{p['accuracy']:.4f}"]
+        assert re.search(r"^" + " +".join(map(str, row)) + " .* to ", printed, flags=re.M)
     assert info["settings"]["total_steps"] == 21 and info["texts"] == {"train": 54, "hold-out": 6, "dev": 12}
+    assert info["data"] == {split: digest(f"d/{split}.tsv") for split in ("train", "dev")} and info["labels"] == ["0", "1"]
+    assert info["files"] == {name: digest(f"m/{name}") for name in ("config.json", "merges.txt")}
     logged = [(line["step"], line["prompt"]) for line in lines if line["split"] == "train"]
     assert logged == [(step, name) for step in (10, 20) for name in names]
     assert all(line.keys() == lines[0].keys() == {
         "step", "epoch", "prompt", "split", "loss", "accuracy", "lr", "examples_per_second"} for line in lines)  # fmt: skip
-    printed = capsys.readouterr().out
-    assert all(name in printed for name in names) and "majority" in printed and "95 % interval" in printed
+    assert f"majority {' ' * 20}" in printed and "95 % interval" in printed
+
+
+def digest(path):
+    return hashlib.sha256(open(path, "rb").read()).hexdigest()
+
+
+def test_flags_mean_what_is_documented():
+    documented = dict(
+        model="tiny", data="reviews", prompt_tokens=[10], seeds=[0], lr=[0.03], head_lr=0.005, epochs=6, batch_size=16,
+        num_labels=2, init="sample", train="prompt+head", select_on="hold-out", cache_text="auto", dtype="auto",
+        steps=None, patience=None, max_examples=None, out=None, resume=None, overwrite=False)  # fmt: skip
+    assert vars(train.parse_args([])).items() >= documented.items()
+    budgets = {"off": 0, "500M": 5 * 10**8, "2g": 2 * 10**9, "3k": 3000, "77": 77, "auto": "auto"}
+    assert {text: train.parse_args(["--cache-text", text]).cache_text for text in budgets} == budgets
+
+
+# ---- against a loop that shares no code with it -----------------------------------------------
+
+
+def measure(weights, examples, tensors):
+    """The mean loss of vectors and head on these examples, by the oracle, and which answers are right"""
+    logits = torch.stack([oracle.logits(weights, 2, 1e-5, ids, *tensors) for ids, _ in examples])
+    labels = torch.tensor([label for _, label in examples])
+    return F.cross_entropy(logits, labels), (logits.argmax(1) == labels).double()
+
+
+def plain_run(weights, P, seed, peaks, epochs, held):
+    """What a prompt becomes in these epochs, one text at a time in float64 -> how it began, the best, the log"""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(256, 299, (P,), generator=generator)  # no byte, no end of text
+    head = torch.randn(2, 10, generator=generator) * 0.02
+    trained = [weights["wte.weight"][ids].requires_grad_(), head.double().requires_grad_()]
+    moments = [[torch.zeros_like(tensor) for _ in range(2)] for tensor in trained]
+    now = lambda: [tensor.detach().clone() for tensor in trained]
+    began, lines, best, step, total = now(), [], None, 0, sum(map(len, epochs))
+    warm = round(0.06 * total)
+    for epoch, batches in enumerate(epochs, 1):
+        window = []
+        for batch in batches:
+            step += 1
+            loss, right = measure(weights, batch, trained)
+            gradients = torch.autograd.grad(loss, trained)
+            norm = sum(gradient.square().sum() for gradient in gradients).sqrt()
+            share = step / warm if step <= warm else (total - step + 1) / (total - warm + 1)
+            for tensor, (first, second), gradient, peak in zip(trained, moments, gradients, peaks):
+                gradient = gradient / max(1.0, norm)
+                first.mul_(0.9).add_(gradient, alpha=0.1)
+                second.mul_(0.999).add_(gradient.square(), alpha=0.001)
+                tensor.data -= share * peak * first / (1 - 0.9**step) / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
+            window += [(loss.item(), hit.item()) for hit in right]
+            if step % 10 == 0:
+                lines.append([step, epoch, "train", *torch.tensor(window).mean(0).tolist(), share * peaks[0]])
+                window = []
+        loss, accuracy = (number.mean().item() for number in measure(weights, held, now()))
+        lines.append([step, epoch, "hold-out", loss, accuracy, None])
+        if not best or (accuracy, -loss) > best[0]:
+            best = (accuracy, -loss), epoch, now()
+    return began, best, lines
+
+
+def test_a_run_equals_a_plain_loop(place, monkeypatch, capsys):
+    """First vectors, batches, rates, clipping, Adam, log, best epoch, dev: all that three of a pack of eight prompts write."""
+    weights = random_weights(sizes(L=1))
+    write_checkpoint("m", sizes(L=1), weights)
+    weights = {name: tensor.double() for name, tensor in weights.items()}
+    for split, rows in (("train", "so long that a part of it has no room at all\t1\n"), ("dev", "fine\t0\n" * 5)):
+        with open(f"d/{split}.tsv", "a") as file:
+            file.write(rows)
+    steps = watch(monkeypatch)
+    monkeypatch.setattr(time, "perf_counter", lambda: float(len(steps)))  # so that the speeds are known, too
+    recipe = ["--prompt-tokens", 1, 3, "--seeds", 0, 5, "--lr", 0.03, 0.2, "--head-lr", 0.05, "--batch-size", 4, "--epochs", 3]
+    _, lines, summary = run(*recipe)
+    assert "1 of 55 texts are cut to 21 tokens" in capsys.readouterr().err
+
+    # Every text but the held out comes once an epoch, in the same batches in another order.
+    tokens, epochs = Tokenizer("m/merges.txt"), [[step.texts for step in steps[i : i + 14]] for i in (0, 14, 28)]
+    texts, dev = ([(tokens.encode(text)[:24], label) for text, label in read_split("d", name)] for name in ("train", "dev"))
+    assert len(steps) == 42 and sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    held = [pair for pair in texts if pair not in sum(epochs[0], [])]
+    assert len(held) == 6 and sorted(sum(epochs[0], held)) == sorted(texts)
+
+    names = [f"p{P}-s{seed}-lr{lr}" for P in (1, 3) for seed in (0, 5) for lr in (0.03, 0.2)]
+    shares = [step / 3 if step <= 3 else (43 - step) / 40 for step in range(1, 43)]
+    for step, share in zip(steps, shares, strict=True):
+        assert sum(step.rates, ()) == pytest.approx([share * peak for peak in [0.03, 0.05, 0.2, 0.05] * 4])
+    keys, near = ("step", "epoch", "split", "loss", "accuracy", "lr"), lambda value: pytest.approx(value, rel=1e-5, abs=1e-5)
+    for P, seed, lr, epoch in ((1, 0, 0.03, 1), (3, 5, 0.03, 3), (3, 0, 0.2, 3)):
+        name = f"p{P}-s{seed}-lr{lr}"
+        began, (_, chosen, best), expected = plain_run(weights, P, seed, (lr, 0.05), epochs, held)
+        assert chosen == epoch  # which is not always the last
+        for line, values in zip([line for line in lines if line["prompt"] == name], expected, strict=True):
+            assert [line[key] for key in keys] == [value if isinstance(value, str | None) else near(value) for value in values]
+        prompt, metadata = load_prompt(f"run/prompts/{name}/prompt.safetensors")
+        assert (prompt.vectors - best[0]).abs().max() < 1e-4 and (prompt.head - best[1]).abs().max() < 1e-4
+        row = summary["prompts"][names.index(name)]
+        assert [row[key] for key in ("name", "prompt_tokens", "seed", "lr", "epoch")] == [name, P, seed, lr, epoch]
+        assert metadata["recipe"]["epoch"] == epoch
+        for its, examples in ((row, dev), (row["selection"], held)):
+            loss, right = measure(weights, examples, best)
+            assert [its["loss"], its["accuracy"], its["n"]] == [near(loss.item()), near(right.mean().item()), len(examples)]
+        assert row["untrained"] == near(measure(weights, dev, began)[1].mean().item()) != row["accuracy"]
+    untrained = [row["untrained"] for row in summary["prompts"]]
+    assert summary["baselines"] == {"majority": 11 / 17, "untrained": near(sum(untrained) / 8)}
+    # The first step of an epoch is warm-up; the next line's window begins where this one's ends.
+    n = [len(step.texts) for step in steps]
+    speeds = {line["step"]: line["examples_per_second"] for line in lines if line["split"] == "train"}
+    assert speeds == {10: sum(n[1:10]) / 9, 20: sum(n[15:20]) / 5, 30: n[29], 40: sum(n[30:40]) / 10}
+
+
+def test_what_is_held_out_and_what_is_drawn(place, monkeypatch):
+    """872 texts at most, a tenth of a smaller set; --max-examples draws at random from the rest."""
+    (place / "d" / "train.tsv").write_text("text\tlabel\n" + "".join(f"{i}\t{i % 2}\n" for i in range(9000)))
+    steps = watch(monkeypatch)
+    info, _, _ = run("--max-examples", 40, "--epochs", 1, "--prompt-tokens", 1, "--batch-size", 64)
+    assert info["texts"] == {"train": 40, "hold-out": 872, "dev": 12}
+    drawn = [int(Tokenizer("m/merges.txt").decode(ids)) for ids, _ in steps[0].texts]
+    assert len(set(drawn)) == 40 and sum(i < 4500 for i in drawn) in range(8, 33)
+
+
+def test_folders_and_labels_have_their_names(place):
+    """The bundled set's labels have names, where their number fits; one label is a number, which a threshold makes two."""
+    train.main(["--model", "m", "--data", "reviews", "--device", "cpu", "--steps", "1", "--max-examples", "4"])
+    assert json.load(open("runs/m-reviews/run.json"))["labels"] == ["negative", "positive"]
+    for N, labels in ((3, ["0", "1", "2"]), (1, ["negative", "positive"])):
+        assert run("--data", "reviews", "--num-labels", N, "--steps", 1, "--overwrite")[0]["labels"] == labels
+        assert load_prompt("run/prompts/p10-s0/prompt.safetensors")[0].head.shape == (N, 10)
 
 
 def test_it_learns_and_the_prompt_adds_to_the_head(place):
-    """32 real sentences on the bundled model: the head alone gets some, prompt and head get all."""
-    recipe = ["--model", "tiny", "--data", "reviews", "--max-examples", 32, "--batch-size", 16, "--epochs", 30]
-    last = {}
+    """16 real sentences on the bundled model: the head alone, before an untrained prompt, gets some; both get all."""
+    for split in ("train", "dev"):
+        rows = [f"{text}\t{label}\n" for text, label in read_split("reviews", split)[:16]]
+        (place / "d" / f"{split}.tsv").write_text("text\tlabel\n" + "".join(rows))
+    recipe = ["--model", "tiny", "--batch-size", 16, "--epochs", 30, "--select-on", "dev", "--lr", 0.03, "--head-lr", 0.01]
+    last, embeddings = {}, load_gpt2(TINY).wte.weight
     for part in ("head", "prompt+head"):
-        run(*recipe, "--lr", 0.03, "--head-lr", 0.01, "--prompt-tokens", 3, "--train", part, out=part)
-        last[part] = [json.loads(line) for line in open(f"{part}/metrics.jsonl") if '"train"' in line][-1]
+        _, lines, _ = run(*recipe, "--prompt-tokens", 3, "--train", part, out=part)
+        last[part] = [line for line in lines if line["split"] == "train"][-1]
+        prompt, metadata = load_prompt(f"{part}/prompts/p3-s0/prompt.safetensors")
+        assert torch.equal(prompt.vectors, embeddings[metadata["init_ids"]]) == (part == "head")
     assert last["prompt+head"]["accuracy"] == 1 and last["prompt+head"]["loss"] < 0.05 < 0.2 < last["head"]["loss"]
-
-
-def test_head_only_leaves_the_vectors_where_they_began(place):
-    run("--train", "head", "--epochs", 2)
-    prompt, metadata = load_prompt("run/prompts/p10-s0/prompt.safetensors")
-    with safe_open("m/model.safetensors", "pt") as file:
-        assert torch.equal(prompt.vectors, file.get_tensor("wte.weight")[metadata["init_ids"]])
-
-
-def test_a_prompt_is_the_same_alone_and_in_a_pack(place):
-    """On disk nobody can tell; float32 sums in another order, so to 1e-4 after 14 steps."""
-    run("--prompt-tokens", 2, 3, "--seeds", 0, 1, "--lr", 0.01, 0.03, "--epochs", 2, out="pack")
-    run("--prompt-tokens", 3, "--seeds", 1, "--lr", 0.03, "--epochs", 2, out="solo")
-    (a, _), (b, _) = (load_prompt(f"{path}/prompt.safetensors") for path in ("pack/prompts/p3-s1-lr0.03", "solo/prompts/p3-s1"))
-    assert (a.vectors - b.vectors).abs().max() < 1e-4 and (a.head - b.head).abs().max() < 1e-4
 
 
 def test_the_same_command_writes_the_same_bytes(place):
     """In every file but for the times."""
-    run("--epochs", 2)
+    run("--epochs", 2, "--overwrite")
     first = timeless(place / "run")
     run("--epochs", 2, "--overwrite")
-    second = timeless(place / "run")
-    second["run.json"] = second["run.json"].replace(b', "--overwrite"', b"").replace(b',\n    "--overwrite"', b"")
-    assert first == second and len(first) == 5
+    assert timeless(place / "run") == first and len(first) == 5
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_kept_texts_change_no_bit(place, dtype, capsys, monkeypatch):
-    """Without a cache, in memory, in files, and partly in each: the same bytes, and nothing left over."""
-    read, counted = GPT2.read, []
-    monkeypatch.setattr(GPT2, "read", lambda self, ids: counted.append(len(ids)) or read(self, ids))
-    results, reads, files = [], [], []
+    """Without a cache, in memory, in files, and partly in each: the same bytes, and nothing left over.
+
+    What --cache-text auto may take is a quarter of the memory and half of the free disk, to the byte.
+    """
+    read, nbytes, files = GPT2.read, [], []
+    monkeypatch.setattr(GPT2, "read", lambda self, ids: nbytes.append((past := read(self, ids)).nbytes) or past)
     monkeypatch.setattr(train.shutil, "rmtree", lambda path, remove=shutil.rmtree, **more: (
         files.append(sum(len(names) for _, _, names in os.walk(path))), remove(path, **more)))  # fmt: skip
-    for memory, disk in ((0, 0), (10**9, 0), (0, 10**9), (15_000, 15_000)):
-        monkeypatch.setattr(train.os, "sysconf", lambda name, memory=memory: memory * 4 if "PAGES" in name else 1)
-        monkeypatch.setattr(train.shutil, "disk_usage", lambda path, disk=disk: type("Usage", (), {"free": disk * 2}))
-        counted.clear()
-        out = f"{memory}-{disk}"
-        run("--epochs", 3, "--dtype", dtype, out=out)
-        reads.append(len(counted))
-        results.append([(place / out / name).read_bytes() for name in ("summary.json", "prompts/p10-s0/prompt.safetensors")])
-        assert not (place / out / "text-cache").exists()
-    assert results[0] == results[1] == results[2] == results[3]
-    assert reads[0] - reads[1] == reads[0] - reads[2] == 14 and reads[1] < reads[3] < reads[0]  # 2 epochs of 7 batches
-    ends = files[1::2]  # once before a run, for what a killed one left, and once after it
-    assert not any(files[::2]) and ends[:3] == [0, 0, 7] and 0 < ends[3] < 7
-    assert "GB, of which" in capsys.readouterr().out
 
+    def kept(memory, disk, epochs):
+        """(texts that are read, files at the end, what was written) with so many bytes to be taken of each"""
+        monkeypatch.setattr(os, "sysconf", lambda name: memory * 4 if "PAGES" in name else 1)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=disk * 2))
+        nbytes.clear()
+        run("--epochs", epochs, "--dtype", dtype, "--overwrite")
+        assert not (place / "run/text-cache").exists()
+        written = [(place / "run" / name).read_bytes() for name in ("summary.json", "prompts/p10-s0/prompt.safetensors")]
+        return len(nbytes), files[-1], written
 
-def test_a_compiled_model_learns_the_same(place, monkeypatch):
-    """Traced by the real compiler, less its last stages (which need a C++ compiler and minutes); to float32's rounding."""
-    compile = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, mode, dynamic: compile(self, backend="eager", dynamic=dynamic))
-    shapes = []
-    read = GPT2.read
-    monkeypatch.setattr(GPT2, "read", lambda self, ids: shapes.append(ids.shape[1]) or read(self, ids))
-    run("--prompt-tokens", 2, 3, "--epochs", 1, out="plain")
-    widths, shapes[:] = set(shapes), []
-    run("--prompt-tokens", 2, 3, "--epochs", 1, "--compile", out="compiled")
-    assert len(widths) > 1 and 8 in shapes
-    for name in ("p2-s0", "p3-s0"):
-        (a, _), (b, _) = (load_prompt(f"{out}/prompts/{name}/prompt.safetensors") for out in ("plain", "compiled"))
-        assert (a.vectors - b.vectors).abs().max() < 1e-4 and (a.head - b.head).abs().max() < 1e-4
-
-
-@pytest.mark.parametrize("text,size", [("off", 0), ("500M", 5 * 10**8), ("2g", 2 * 10**9), ("77", 77), ("auto", "auto")])
-def test_cache_sizes(text, size):
-    assert train.budget(text) == size
+    reads, filed, written = kept(0, 0, 3)
+    each = nbytes[:7]  # of the batches
+    need, half = sum(each), sum(each[:3])
+    assert filed == 0 and "GB, of which" in capsys.readouterr().out
+    for memory, disk, again, in_files in ((need, 0, 0, 0), (need - 1, 0, 1, 0), (0, need, 0, 7), (0, need - 1, 1, 6),
+                                          (half, need - half, 0, 4), (half, need - half - 1, 1, 3)):  # fmt: skip
+        assert kept(memory, disk, 3) == (reads - 14 + 2 * again, in_files, written)
+    assert kept(0, need, 1)[1] == 0 and kept(0, need, 2)[1] == 7  # in one epoch no text is read twice
 
 
 def test_best_only_ever_improves_and_patience_ends_it(place):
@@ -163,114 +285,70 @@ def test_best_only_ever_improves_and_patience_ends_it(place):
     assert last == summary["prompts"][0]["epoch"] + 2 < 50
 
 
-def test_the_best_epoch_is_what_is_kept(place):
-    _, lines, summary = run("--epochs", 6, "--lr", 0.3, "--head-lr", 0.1, "--select-on", "dev")
-    scores = [(line["accuracy"], -line["loss"]) for line in lines if line["split"] == "dev"]
-    best = summary["prompts"][0]
-    assert len(scores) == 6 and best["epoch"] == 1 + scores.index(max(scores))
-    assert best["accuracy"] == max(scores)[0] and best["loss"] == pytest.approx(-max(scores)[1], abs=1e-5)
-
-
-@pytest.mark.parametrize("init,ids", [("eot", [299] * 4), ("words", None)])
+@pytest.mark.parametrize("init,ids", [("eot", [299] * 9), ("words", None)])
 def test_inits(place, init, ids):
-    run("--init", init, "--prompt-tokens", 4, "--steps", 1)
-    _, metadata = load_prompt("run/prompts/p4-s0/prompt.safetensors")
-    words = Tokenizer("m/merges.txt").encode(" 0 1")[:4]
-    assert metadata["init_ids"][: len(words)] == (ids or words) and len(metadata["init_ids"]) == 4
-    assert metadata["init"] == init
+    run("--init", init, "--prompt-tokens", 9, "--steps", 1)
+    _, metadata = load_prompt("run/prompts/p9-s0/prompt.safetensors")
+    drawn = torch.randint(256, 299, (9,), generator=torch.Generator().manual_seed(0)).tolist()
+    words = (Tokenizer("m/merges.txt").encode(" 0 1") + drawn)[:9]
+    assert metadata["init_ids"] == (ids or words) != drawn and metadata["init"] == init
 
 
 def test_init_from_a_prompt_goes_on_where_it_ended(place):
     run("--prompt-tokens", 3, "--steps", 3, out="first")
     path = "first/prompts/p3-s0/prompt.safetensors"
-    run("--prompt-tokens", 3, "--steps", 1, "--init", path, "--lr", 1e-12, "--head-lr", 1e-12, out="second")
+    info, *_ = run("--prompt-tokens", 3, "--steps", 1, "--init", path, "--lr", 1e-12, "--head-lr", 1e-12, out="second")
     (a, _), (b, _) = load_prompt(path), load_prompt("second/prompts/p3-s0/prompt.safetensors")
     assert (a.vectors - b.vectors).abs().max() < 1e-6 and (a.head - b.head).abs().max() < 1e-6
-
-
-def test_three_labels_and_one(place):
-    rows = "".join(f"film {i} {'abc'[i % 3]}\t{i % 3}\n" for i in range(40))
-    for split in ("train", "dev"):
-        (place / "d" / f"{split}.tsv").write_text("text\tlabel\n" + rows)
-    run("--num-labels", 3, "--steps", 2, "--select-on", "dev")
-    assert load_prompt("run/prompts/p10-s0/prompt.safetensors")[0].head.shape == (3, 10)
-    run("--num-labels", 1, "--steps", 2, "--select-on", "dev", out="one")
-    assert load_prompt("one/prompts/p10-s0/prompt.safetensors")[0].head.shape == (1, 10)
+    assert info["files"]["init"] == digest(path)
 
 
 def test_learning_rate_rises_and_falls():
+    """Over 6 % of the steps to its peak, which is reached once, and then to just above zero."""
     rates = [train.learning_rate(step, 100) for step in range(100)]
-    assert rates.index(max(rates)) in (5, 6) and max(rates) == 1 and 0 < rates[0] < 0.2 and 0 < rates[-1] < 0.02
-    assert rates[6:] == sorted(rates[6:], reverse=True) and train.learning_rate(0, 1) == 1
-
-
-def test_long_texts_are_cut_counted_and_reported(place, capsys):
-    with open("d/train.tsv", "a") as file:
-        file.write("word " * 40 + "\t1\n")
-    run("--steps", 1, "--select-on", "dev")
-    assert "1 of 61 texts are cut to 14 tokens" in capsys.readouterr().err
+    assert rates == pytest.approx([i / 6 for i in range(1, 6)] + [i / 95 for i in range(95, 0, -1)])
+    assert [train.learning_rate(step, 3) for step in range(3)] == pytest.approx([1, 2 / 3, 1 / 3])  # one step to rise
 
 
 # ---- what is refused --------------------------------------------------------------------------
 
 
-def corrupt(path, data):
-    def change(place):
-        (place / path).write_bytes(data((place / path).read_bytes()) if callable(data) else data)
-
-    return change
+def corrupt(path, change):
+    return lambda place, *_: (place / path).write_bytes(change((place / path).read_bytes()))
 
 
-def other_width(place):
-    save = {"prompt": torch.ones(3, 4), "head.weight": torch.ones(2, 4)}
-    metadata = {"format": "prompt-training/1", "position_rule": "after-text", "labels": '["a", "b"]', "init_ids": "[]", "recipe": "{}"}
-    save_file(save, place / "p.safetensors", metadata=metadata)
+def full_disk(place, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(28, "No space left on device")))
 
 
-REFUSED = {
-    "unknown flag": (["--lrate", "1"], None, "--lrate"),
-    "lr not a number": (["--lr", "fast"], None, "fast"),
-    "lr zero": (["--lr", "0"], None, "--lr"),
-    "lr infinite": (["--head-lr", "inf"], None, "--head-lr"),
-    "zero tokens": (["--prompt-tokens", "0"], None, "--prompt-tokens"),
-    "no tokens": (["--prompt-tokens"], None, "--prompt-tokens"),
-    "negative epochs": (["--epochs", "-1"], None, "--epochs"),
-    "unknown device": (["--device", "warp"], None, "warp"),
-    "absent device": (["--device", "cuda:9"], None, "cuda:9"),
-    "cache of no size": (["--cache-text", "much"], None, "--cache-text"),
-    "unknown dtype": (["--dtype", "int8"], None, "int8"),
+REFUSED = {" ".join(flags): (flags, None, flags[0]) for flags in (
+    ["--lrate", "1"], ["--lr", "fast"], ["--lr", "0"], ["--lr", "nan"], ["--head-lr", "inf"], ["--seeds", "-1"],
+    ["--seeds", str(2**63)], ["--prompt-tokens", "0"], ["--prompt-tokens"], ["--epochs", "-1"], ["--steps", "0"],
+    ["--device", "warp"], ["--device", "cuda:9"], ["--cache-text", "much"], ["--dtype", "int8"], ["--patience", "0"],
+)} | {
     "unknown model": (["--model", "gpt5"], None, "gpt5"),
     "unknown data": (["--data", "imdb"], None, "imdb"),
     "unknown init": (["--init", "zeros"], None, "zeros"),
-    "init of another width": (["--init", "p.safetensors", "--prompt-tokens", "3"], other_width, "p.safetensors"),
+    "init of another width": (["--init", f"{TINY}/prompts/sst2-p10/prompt.safetensors"], None, "(10, 2, 256)"),
     "prompt too long": (["--prompt-tokens", "24"], None, "--prompt-tokens 24"),
-    "label out of range": (["--num-labels", "2"], corrupt("d/dev.tsv", b"text\tlabel\na\t2\n"), "dev.tsv, line 2"),
-    "label no number": ([], corrupt("d/train.tsv", b"text\tlabel\na\tx\n"), "train.tsv, line 2"),
-    "missing column": ([], corrupt("d/train.tsv", b"text\ta\n1\t1\n"), "label"),
-    "empty file": ([], corrupt("d/dev.tsv", b""), "dev.tsv"),
-    "bad UTF-8": ([], corrupt("d/dev.tsv", b"text\tlabel\n\xff\t1\n"), "dev.tsv, line 2"),
-    "blank text": ([], corrupt("d/dev.tsv", b"text\tlabel\n  \t1\n"), "dev.tsv, line 2"),
-    "too few rows": ([], corrupt("d/train.tsv", b"text\tlabel\nx\t1\n"), "--select-on dev"),
+    "more labels than texts": (["--num-labels", "55"], None, "--num-labels 55"),
+    "label out of range": ([], corrupt("d/dev.tsv", lambda data: data + b"a\t2\n"), "dev.tsv, line 14"),
+    "too few rows": ([], corrupt("d/train.tsv", lambda data: data[:25]), "--select-on dev"),
     "truncated weights": ([], corrupt("m/model.safetensors", lambda data: data[:-9]), "model.safetensors"),
-    "empty weights": ([], corrupt("m/model.safetensors", b""), "model.safetensors"),
-    "broken config": ([], corrupt("m/config.json", b"{,"), "config.json"),
-    "broken merges": ([], corrupt("m/merges.txt", b"\xe9\x00"), "merges.txt"),
-    "no merges": ([], lambda place: (place / "m/merges.txt").unlink(), "merges.txt"),
-    "too many merges": ([], lambda place: shutil.copy(train.checkpoint_folder("tiny") / "merges.txt", "m"), "merges.txt"),
-    "missing tensor": ([], lambda place: save_file({"wte.weight": torch.ones(300, 10)}, "m/model.safetensors"), "lacks"),
-    "no weights": ([], lambda place: (place / "m/model.safetensors").unlink(), "model.safetensors"),
-    "out is a file": ([], lambda place: (place / "run").write_text(""), "run"),
-    "out is a run": ([], lambda place: (os.mkdir("run"), (place / "run/run.json").write_text("")), "--overwrite"),
-    "out holds something else": (["--overwrite"], lambda place: shutil.copytree("d", "run"), "holds no run"),
+    "too many merges": ([], lambda place, _: shutil.copy(TINY / "merges.txt", "m"), "merges.txt"),
+    "out is a file": ([], lambda place, _: (place / "run").write_text(""), "run"),
+    "out is a run": ([], lambda place, _: (os.mkdir("run"), (place / "run/run.json").write_text("")), "--overwrite"),
+    "out holds something else": (["--overwrite"], lambda place, _: shutil.copytree("d", "run"), "holds no run"),
     "out under a file": (["--out", "d/dev.tsv/run"], None, "dev.tsv"),
-}
+    "full disk": ([], full_disk, "run/run.json: No space left on device"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_one_sentence_exit_2_and_nothing_written(place, capsys, case):
+def test_one_sentence_exit_2_and_nothing_written(place, capsys, monkeypatch, case):
     flags, change, named = REFUSED[case]
     if change:
-        change(place)
+        change(place, monkeypatch)
     before = contents(place)
     with pytest.raises(SystemExit) as caught:
         train.main([*BASE, "--out", "run", *flags])
@@ -280,33 +358,17 @@ def test_one_sentence_exit_2_and_nothing_written(place, capsys, case):
     assert contents(place) == before
 
 
-def test_a_full_disk_ends_in_one_sentence_and_nothing_half_written(place, capsys, monkeypatch):
-    def full(descriptor):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(SystemExit) as caught:
-        train.main([*BASE, "--out", "run"])
-    assert caught.value.code == 2 and "run/run.json: No space left on device" in capsys.readouterr().err
-    assert not [path for path in contents(place / "run") if path.stat().st_size]
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_folder_ends_in_one_sentence(place, capsys):
-    os.mkdir("locked")
-    os.chmod("locked", stat.S_IRUSR | stat.S_IXUSR)
-    with pytest.raises(SystemExit) as caught:
-        train.main([*BASE, "--out", "locked/run"])
-    assert caught.value.code == 2 and "locked" in capsys.readouterr().err
-
-
-def test_overwrite_replaces_a_run(place):
+def test_overwrite_replaces_a_run(place, monkeypatch):
+    """First what the old one left goes, then run.json is replaced, so that no kill leaves a mixture; the summary is last."""
+    os.mkdir("run")
+    (place / "run/run.json.tmp").write_text("{")  # it was killed before it began, which is no obstacle
     run("--steps", 1, "--prompt-tokens", 2)
+    replace, replaced = os.replace, []
+    monkeypatch.setattr(os, "replace", lambda old, new: (replaced.append((str(new), os.listdir("run"))), replace(old, new)))
     run("--steps", 1, "--prompt-tokens", 3, "--overwrite")
-    assert os.listdir("run/prompts") == ["p3-s0"]
-
-
-# ---- the official sizes, with random weights ----------------------------------------------------
+    assert os.listdir("run/prompts") == ["p3-s0"] and not os.path.exists("run/run.json.tmp")
+    assert replaced[0][0] == "run/run.json" and {*replaced[0][1]} == {"run.json", "run.json.tmp"}
+    assert [name for name, _ in replaced if name.endswith("summary.json")] == [replaced[-1][0]]
 
 
 @pytest.mark.parametrize("C,H,L,size,config", [
@@ -320,9 +382,7 @@ def test_official_sizes_load_train_and_predict_two_columns(place, capsys, C, H, 
     write_checkpoint("big", config, {})
     write_unaligned("big/model.safetensors", weights | mask_buffers(config), size)
     assert (place / "big/model.safetensors").stat().st_size == size
-    loaded = load_gpt2("big").state_dict()["h.3.attn.c_attn.bias"]
-    assert torch.equal(loaded, weights["h.3.attn.c_attn.bias"])
-    del weights, loaded
+    del weights
     train.main(["--model", "big", "--data", "d", "--out", "run", "--steps", "3", "--prompt-tokens", "2", "--device", "cpu"])
     assert load_prompt("run/prompts/p2-s0/prompt.safetensors")[0].head.shape == (2, C)
     capsys.readouterr()

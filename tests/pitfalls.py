@@ -25,12 +25,10 @@ from data import Tokenizer, clean
 # ---- the parts, right -------------------------------------------------------------------------
 
 
-def stay(x, *_):
-    return x
-
-
-def norm(x, gain, bias, eps):
-    return oracle.layer_norm(x.flatten(0, 1), gain, bias, eps).view_as(x)
+stay = lambda x, *_: x
+norm = lambda x, gain, bias, eps: oracle.layer_norm(x.flatten(0, 1), gain, bias, eps).view_as(x)
+measure = lambda grads: torch.stack([sum(g.square().sum() for g in pair).sqrt() for pair in grads])
+rate = lambda t, warm, total: t / warm if t <= warm else (total - t + 1) / (total - warm + 1)
 
 
 def prompt_mask(seen, T, P, start, S):
@@ -45,16 +43,8 @@ def loss(logits, labels):
     return (logits.logsumexp(2) - right).mean(1)
 
 
-def measure(grads):
-    return torch.stack([sum(g.square().sum() for g in pair).sqrt() for pair in grads])
-
-
 def clip(grads, norms, limit):
     return [[g * min(1, limit / (n + 1e-6)) for g in pair] for pair, n in zip(grads, norms.tolist())]
-
-
-def rate(t, warm, total):
-    return t / warm if t <= warm else (total - t + 1) / (total - warm + 1)
 
 
 def adam(x, g, m, v, t, rate, b1=0.9, b2=0.999, first=True, second=True, inside=False, decay=0.0, coupled=0.0):
@@ -237,24 +227,12 @@ def ask(case, wrong={}, only=None):
 # ---- the parts, wrong -------------------------------------------------------------------------
 
 
-def each_weight(change):
-    """A wrong `load`: change(name, tensor) for each weight"""
-    return lambda weights: {name: change(name, tensor) for name, tensor in weights.items()}
-
-
-def as_it_lies(name, tensor):
-    is_matrix = name.startswith("h.") and tensor.dim() == 2
-    return tensor.reshape(tensor.shape[::-1]).t() if is_matrix else tensor
-
-
-def exchanged(weights):
-    other = {"ln_1": "ln_2", "ln_2": "ln_1"}
-    return {".".join(other.get(part, part) for part in name.split(".")): tensor for name, tensor in weights.items()}
-
-
-def bits(change):
-    """A wrong `widen`: change(the 16 bits of each number as an integer) -> numbers"""
-    return lambda half: change(half.to(torch.float16).view(torch.int16)).double()
+# A wrong `load` or `widen` by what it does to each weight, to all names, to the 16 bits of each number.
+each_weight = lambda change: lambda weights: {name: change(name, tensor) for name, tensor in weights.items()}
+as_it_lies = lambda name, w: w.reshape(w.shape[::-1]).t() if name.startswith("h.") and w.dim() == 2 else w
+other_names = lambda change: lambda weights: {change(name): tensor for name, tensor in weights.items()}
+bits = lambda change: lambda half: change(half.to(torch.float16).view(torch.int16)).double()
+as_one = lambda grads: measure([[g for pair in grads for g in pair]]).expand(len(grads))
 
 
 def other_norm(centre=1, shift=1, unbiased=0, outside=0, fixed=None):
@@ -310,18 +288,6 @@ def looks(own=None):
     return wrong
 
 
-def as_one(grads):
-    return measure([[g for pair in grads for g in pair]]).expand(len(grads))
-
-
-def clip_apart(grads, norms, limit):
-    return [[clip([[g]], measure([[g]]), limit)[0][0] for g in pair] for pair in grads]
-
-
-def to_norm(grads, norms, limit):
-    return [[g * limit / n for g in pair] for pair, n in zip(grads, norms)]
-
-
 # What other languages take for white space: Rust, Go; Java; JavaScript.
 RUST = "\t\n\v\f\r\x85 \xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
 JAVA = "".join(c for c in RUST if c not in "\x85\xa0\u2007\u202f") + "\x1c\x1d\x1e\x1f"
@@ -343,35 +309,22 @@ def cut_by(old, new, special=()):
     )
 
 
-def merge_by(choose):
-    """A wrong `encode`: choose(ranks of the pairs) is where the bytes of a word are merged next, None at the end"""
+def other_merges(longest):
+    """A wrong `encode`: the longest token that fits, from the left, or the leftmost merge that there is"""
 
     def wrong(tokenizer, text):
         ranks, ids = other_bpe(tokenizer, Tokenizer.PATTERN)[0], []
-        for word in regex.findall(Tokenizer.PATTERN, text):
-            parts = [bytes([byte]) for byte in word.encode()]
-            while (i := choose([ranks.get(a + b, math.inf) for a, b in zip(parts, parts[1:])])) is not None:
-                parts[i : i + 2] = [parts[i] + parts[i + 1]]
+        for word in map(str.encode, regex.findall(Tokenizer.PATTERN, text)):
+            parts = [word[i : i + 1] for i in range(len(word))]
+            while longest and word:
+                end = next(end for end in range(len(word), 0, -1) if word[:end] in ranks)
+                ids, word, parts = [*ids, ranks[word[:end]]], word[end:], []
+            while pairs := [i for i, (a, b) in enumerate(zip(parts, parts[1:])) if a + b in ranks]:
+                parts[pairs[0] : pairs[0] + 2] = [parts[pairs[0]] + parts[pairs[0] + 1]]
             ids += [ranks[part] for part in parts]
         return ids
 
     return wrong
-
-
-def longest_first(tokenizer, text):
-    """The longest token that fits, from the left"""
-    ranks, ids = other_bpe(tokenizer, Tokenizer.PATTERN)[0], []
-    for word in map(str.encode, regex.findall(Tokenizer.PATTERN, text)):
-        while word:
-            end = next(end for end in range(len(word), 0, -1) if word[:end] in ranks)
-            ids.append(ranks[word[:end]])
-            word = word[end:]
-    return ids
-
-
-def plain_bytes(tokenizer, text):
-    ids = tokenizer.encode(text)
-    return [tokenizer.bpe.decode_single_token_bytes(i)[0] if i < 256 else i for i in ids]
 
 
 EPS, ORDER = "LayerNorm's eps is not the checkpoint's", "q, k and v are taken in another order"
@@ -387,7 +340,8 @@ READING = [  # what changes the numbers of the forward pass
     ("c_attn.bias was skipped with the mask buffers: theirs is .attn.bias, mind the dot", "load",
      each_weight(lambda name, w: w * 0 if name.endswith("attn.c_attn.bias") else w)),
     ("no linear layer has its bias", "linear", lambda y, weight, bias: y @ weight),
-    ("ln_1 and ln_2 are exchanged", "load", exchanged),
+    ("ln_1 and ln_2 are exchanged", "load",
+     other_names(lambda name: regex.sub("ln_[12]", lambda found: {"ln_1": "ln_2", "ln_2": "ln_1"}[found[0]], name))),
     ("the text has no positions", "embed", lambda w, ids: w["wte.weight"][ids]),
     ("the positions of the text begin at 1", "embed",
      lambda w, ids: w["wte.weight"][ids] + w["wpe.weight"].roll(-1, 0)[: ids.shape[1]]),
@@ -403,8 +357,7 @@ READING = [  # what changes the numbers of the forward pass
      lambda qkv, H: qkv.unflatten(2, (3, -1, H)).permute(2, 0, 4, 1, 3)),
     *((ORDER, "split", lambda qkv, H, order=order: RIGHT["split"](qkv, H)[list(order)])
       for order in [*permutations(range(3))][1:]),
-    ("scores are not scaled", "scale", lambda C, H: 1),
-    ("scores are scaled by C, not by D", "scale", lambda C, H: C**-0.5),
+    ("scores are not scaled", "scale", lambda C, H: 1), ("scores are scaled by C, not by D", "scale", lambda C, H: C**-0.5),
     ("scores are scaled by 1/8, right only where D = 64", "scale", lambda C, H: 1 / 8),
     ("scores are divided by D, not by its root", "scale", lambda C, H: H / C),
     ("the text sees what comes after", "text_mask", lambda T: torch.ones(T, T, dtype=torch.bool)),
@@ -497,13 +450,14 @@ DECAY, WARM = "weight decay is on; the prompt has none", "the warm-up has anothe
 LATER, BETA = "the rates fall towards another step than M", "one of Adam's betas is not 0.9 or 0.999"
 COUNTED = "Adam's t grows with every prompt or tensor, not with every step"
 STEP = [  # what is right up to the gradients
-    ("nothing is clipped", "clip", stay),
-    (PACK, "measure", as_one),
+    ("nothing is clipped", "clip", stay), (PACK, "measure", as_one),
     (PACK, "clip", lambda grads, norms, limit: clip(grads, as_one(grads), limit)),
-    ("vectors and head are clipped apart, not together", "clip", clip_apart),
+    ("vectors and head are clipped apart, not together", "clip",
+     lambda grads, norms, limit: [[clip([[g]], measure([[g]]), limit)[0][0] for g in pair] for pair in grads]),
     ("gradients are clipped number by number, not by their norm", "clip",
      lambda grads, norms, limit: [[g.clamp(-limit, limit) for g in pair] for pair in grads]),
-    ("short gradients are stretched to the norm at which long ones are clipped", "clip", to_norm),
+    ("short gradients are stretched to the norm at which long ones are clipped", "clip",
+     lambda grads, norms, limit: [[g * limit / n for g in pair] for pair, n in zip(grads, norms)]),
     *(("the norm is that of the vectors or of the head alone", "measure",
        lambda grads, j=j: measure([pair[j : j + 1] for pair in grads])) for j in (0, 1)),
     ("the norm lacks its root", "measure", lambda grads: measure(grads).square()),
@@ -535,14 +489,13 @@ STEP = [  # what is right up to the gradients
     *((BETA, "adam", partial(adam, b1=b)) for b in (0.0, 0.5, 0.8, 0.85, 0.95, 0.99)),
     ("Adam's betas are exchanged", "adam", partial(adam, b1=0.999, b2=0.9)),
     ("Adam's t begins at 0, and 1 - 0.9^0 is zero", "count", lambda t, *_: t - 1),
-    ("Adam's t begins at 2", "count", lambda t, *_: t + 1),
-    (COUNTED, "count", lambda t, k, j, K: (t - 1) * K + k + 1),
+    ("Adam's t begins at 2", "count", lambda t, *_: t + 1), (COUNTED, "count", lambda t, k, j, K: (t - 1) * K + k + 1),
     (COUNTED, "count", lambda t, k, j, K: 2 * ((t - 1) * K + k) + j + 1),
     ("the step goes uphill", "adam", lambda x, g, m, v, t, rate: adam(x, g, m, v, t, -rate)),
     ("the step is plain gradient descent, not Adam's", "adam", lambda x, g, m, v, t, rate: (x - rate * g, m, v)),
 ]  # fmt: skip
 SPACES, LETTERS = "white space within the text was changed", "the text was put into another Unicode form"
-PUT, NUMBERED = "a token was put before or after the text", "the first 256 ids are not in the order of the table of bytes"
+PUT = "a token was put before or after the text"
 TEXTS = [
     ("the text was not stripped", "clean", stay),
     ("the text was stripped as JavaScript does: U+FEFF goes, U+0085 and U+001C to U+001F stay", "clean",
@@ -554,8 +507,7 @@ TEXTS = [
     ("only one end of the text was stripped", "clean", str.rstrip),
     ("only one end of the text was stripped", "clean", str.lstrip),
     ("U+FEFF was taken from the text", "clean", lambda text: clean(text.replace("\ufeff", ""))),
-    (SPACES, "clean", lambda text: " ".join(text.split())),
-    (SPACES, "clean", lambda text: regex.sub(" +", " ", clean(text))),
+    (SPACES, "clean", lambda text: " ".join(text.split())), (SPACES, "clean", lambda text: regex.sub(" +", " ", clean(text))),
     (SPACES, "clean", lambda text: clean(text).replace("\r\n", "\n")),
     *((LETTERS, "clean", lambda text, form=form: unicodedata.normalize(form, clean(text)))
       for form in ("NFC", "NFD", "NFKC", "NFKD")),
@@ -573,10 +525,10 @@ TEXTS = [
     ("the text is merged as a whole, not word by word", "encode", cut_by(Tokenizer.PATTERN, r"[\s\S]+")),
     ("<|endoftext|> in a text is read as the token, not as its characters", "encode",
      cut_by("", "", special=["<|endoftext|>"])),
-    (NUMBERED, "encode", plain_bytes),
+    ("the first 256 ids are not in the order of the table of bytes", "encode", lambda tokenizer, text: [
+        tokenizer.bpe.decode_single_token_bytes(i)[0] if i < 256 else i for i in tokenizer.encode(text)]),
     ("#version, the first line of merges.txt, was counted as a merge", "encode",
      lambda tokenizer, text: [i + (i > 255) for i in tokenizer.encode(text)]),
-    ("the leftmost pair is merged, not the one that comes first in merges.txt", "encode",
-     merge_by(lambda ranks: next((i for i, rank in enumerate(ranks) if rank < math.inf), None))),
-    ("the longest token is taken, not the one that the merges make", "encode", longest_first),
+    ("the leftmost pair is merged, not the one that comes first in merges.txt", "encode", other_merges(longest=False)),
+    ("the longest token is taken, not the one that the merges make", "encode", other_merges(longest=True)),
 ]  # fmt: skip

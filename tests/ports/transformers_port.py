@@ -25,7 +25,7 @@ PROMPT = TINY / "prompts" / "reviews-p10" / "prompt.safetensors"
 @torch.no_grad()
 def answer(model, tokenizer, vectors, head, texts):
     """B texts, vectors (P, C), head (N, C) -> logits (B, N)"""
-    P, room = len(vectors), model.config.n_positions - len(vectors)
+    room = model.config.n_positions - len(vectors)
     rows = [torch.tensor(tokenizer.encode(text.strip())[:room], dtype=torch.int64) for text in texts]
     rows = [torch.cat([model.wte(ids), vectors]) for ids in rows]  # (T+P, C) each
     lengths = torch.tensor([len(row) for row in rows])

@@ -20,7 +20,7 @@ import sys
 import zipfile
 from fnmatch import fnmatch
 from functools import lru_cache, partial
-from itertools import permutations
+from itertools import chain, permutations
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -56,7 +56,8 @@ TOKENS = [  # of these only the ids are asked for
     "", "a  film   of two  halves", "one line\nand\n\nanother\r\n  the end", "in 2024 , 19990 of 1000000 people",
     "IT'S fun, it's fun, THEY'RE, they're, O'There's", "ｆｕｌｌ ﬁlm ½ ² caf\xe9 cafe\u0301", "\ufeffa film\ufeff",
     "\x85\x1ca film\x1d\x1f\x85", "\xa0a\xa0film\u2007\u3000", " \t a film\t", "\r\na film \n", "<|endoftext|> is a text",
-    "nai\u0308ve кино 映画 १२३ 🎬", "a\tb\x1cc\x85d\xa0 e", "'story-'standing well-made___film -- 'tis '", "unhappinesses reconsidered",
+    "nai\u0308ve кино 映画 १२३ 🎬", "a\tb\x1cc\x85d\xa0 e", "'story-'standing well-made___film -- 'tis '",
+    "unhappinesses reconsidered",
 ]  # fmt: skip
 HALF = [0, 1, 2, 3, 0x3FF, 0x400, 0x401, 0x3555, 0x3C00, 0x7BFF]  # bits of float16s: five are subnormal, 65504 is the last
 
@@ -365,14 +366,14 @@ class Judge:
         if stage(first) == stage("tokens.0"):
             case, make, mistakes = bundled_case(), partial(ask, only=()), TEXTS
         elif stage(first) == stage("real.0.logits"):  # a large model: what shows in the small one is not looked for
-            few = stage("logits") in given or first == "real.3.logits" or self.error(first) == math.inf
+            few = stage("logits") in given or first[5] in "23" or self.error(first) == math.inf
             mistakes = [mistake for mistake in READING if mistake[1] == "seen" or not few]
             case, make = bundled_case(torch.float32), ask
         else:
             case, make = case_of(self.golden), steps
             training = group(first)[2] == "training"  # where logits are given then, they agree, and so does all before
             mistakes = READING * (not training or "logits" not in self.theirs) + (WAY_BACK + STEP) * training
-            if first.startswith("after.") and not {"curve", "after1.0.head"} & {*self.theirs}:
+            if first.startswith("after.") and "curve" not in self.theirs:
                 return []  # ten steps for each mistake would take too long
 
         def run(*wrong):
@@ -436,8 +437,9 @@ FORMER, LATE = "these are the answers to format 1: read the task again", "the lo
 def is_former(judge):
     """Whether the first tensor that differs is that of the small task in format 1"""
     task = draw(7, 24, (7, 1, 4), former=True)
-    task["labels"], name = torch.tensor([1, 5, 0]), judge.first
-    for other, tensor in [*task.items(), *steps(case_of(task))]:
+    case, name = case_of(task), judge.first
+    case.recipe = RECIPE | {"lr": [0.03, 0.1, 0.02, 0.05]}
+    for other, tensor in chain(task.items(), steps(case)):
         if other.split("[")[0] == name and not name.startswith(("half", "labels", "lengths")):
             theirs = row(judge.theirs, other)
             return theirs is not None and distance(other, tensor.detach(), theirs, task) <= 10 * tolerance(name)

@@ -169,8 +169,8 @@ def test_two_known_mistakes_are_both_named(kept_runs):
 
 def test_it_never_crashes_on_a_part_of_the_names_one_of_them_damaged():
     draw = random.Random(1)
-    damage = [lambda x: x + 1, lambda x: x * float("nan"), lambda x: x * 3, lambda x: x[:-1], lambda x: x[None], lambda x: x * 0,
-              lambda x: x.flatten(), lambda x: x[..., :0], lambda x: x.sum(), lambda x: x + float("inf")]  # fmt: skip
+    damage = [lambda x: x + 1, lambda x: x * float("nan"), lambda x: x * 3, lambda x: x[:-1], lambda x: x[None],
+              lambda x: x * 0, lambda x: x.flatten(), lambda x: x[..., :0], lambda x: x.sum(), lambda x: x + float("inf")]  # fmt: skip
     for _ in range(15):
         names = draw.sample([*GIVEN], draw.choice([1, 2, 5, 20, len(GIVEN)]))
         theirs, name = {name: GIVEN[name].double() for name in names}, draw.choice(names)
@@ -224,8 +224,8 @@ def test_levels_json_and_float16(tmp_path, capsys):
 
 
 def test_answers_to_the_former_format_are_known():
-    task = golden.draw(7, 24, (7, 1, 4), former=True)
-    made = {name: tensor.detach().double() for name, tensor in steps(golden.case_of(task))}
+    case = golden.case_of(golden.draw(7, 24, (7, 1, 4), former=True))
+    made = {name: tensor.detach().double() for name, tensor in steps(case)}
     for name in ("text.embed", "text.1.k", "hidden", "logits", "loss", "grad.2.head"):
         assert Judge({name: made[name]}).names == [golden.FORMER]
 

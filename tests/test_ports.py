@@ -101,15 +101,18 @@ MISTAKES = [  # (what stands in the NumPy port, what a person wrote, where the j
     ("- unit * (dy * unit).mean(-1, keepdims=True)", "", "grad.pack.2.x", "takes the variance for a constant"),
     ("    dy = dy * gain\n", "", "grad.pack.2.x", "leaves out its weight"),
     ('dx @ w[f"{h}.attn.c_proj.weight"].T', 'dx @ w[f"{h}.attn.c_proj.weight"]', "grad.pack.1.x", "for its transpose"),
-    ("for g in pair)) for pair in grads])", "for pair in grads for g in pair)) for _ in grads])", "grad.norm", "clipped as one"),
+    ("for g in pair)) for pair in grads])", "for pair in grads for g in pair)) for _ in grads])", "grad.norm",
+     "clipped as one"),
     ("t / warm if t <= warm", "1 if t <= warm", "after1.0.vectors", "do not warm up"),
     ("np.sqrt(v / (1 - 0.999**t)) + 1e-8", "np.sqrt(v / (1 - 0.999**t) + 1e-8)", "after1.0.head", "eps stands inside"),
     ("x -= peak", "x *= 1 - 0.01 * peak * share\n            x -= peak", "after1.0.vectors", "weight decay"),
     ("(lr, recipe[", "(recipe['head_lr'], lr, recipe[", "after1.0.vectors", "are exchanged"),
     ("share = t / warm", "t, share = t + 1, t / warm", "after1.0.vectors", "t begins at 2"),
     ("e / e.sum", "np.exp(x) / np.exp(x).sum", "text.0.attn", "exp overflows"),
-    ("n_positions - np.repeat(sizes, sizes)", "n_positions - max(sizes) + 0 * owner", "pack.position", "as if every prompt were the longest"),
-    ("n_positions - np.repeat(sizes, sizes)", "n_positions - sum(sizes) + 0 * owner", "pack.position", "leave the whole pack room"),
+    ("n_positions - np.repeat(sizes, sizes)", "n_positions - max(sizes) + 0 * owner", "pack.position",
+     "as if every prompt were the longest"),
+    ("n_positions - np.repeat(sizes, sizes)", "n_positions - sum(sizes) + 0 * owner", "pack.position",
+     "leave the whole pack room"),
 ]  # fmt: skip
 
 

@@ -24,10 +24,10 @@ def load(path):
 
 
 def read_task():
-    """The golden file's task: weights, config, prompts, recipe, sentences, ids, lengths, labels"""
+    """The golden file's task: weights, config, prompts, recipe, sentences, texts, ids, lengths, labels, half"""
     given, metadata = load(ROOT / "tests" / "golden.safetensors")
-    asked = {name: json.loads(metadata[name]) for name in ("config", "recipe", "sentences")}
-    asked |= {name: given[name] for name in ("ids", "lengths", "labels")}
+    asked = {name: json.loads(metadata[name]) for name in ("config", "recipe", "sentences", "texts")}
+    asked |= {name: given[name] for name in ("ids", "lengths", "labels", "half")}
     weights = {name.removeprefix("weights."): t for name, t in given.items() if name.startswith("weights.")}
     K = len(asked["recipe"]["lr"])
     prompts = [[given[f"prompt.{k}.vectors"], given[f"prompt.{k}.head"]] for k in range(K)]
@@ -40,15 +40,21 @@ def named(name, prompts):
     return {f"{k}.{part}": np.array(x) for k, *pair in pairs for part, x in zip(("vectors", "head"), pair)}
 
 
-def label(texts, answer, batch_size=40):
-    """[(ids, logits (N,))] of texts, by the bundled model and prompt, near-equal lengths at once"""
+def encoder():
+    """text -> ids (T,), by the bundled merges"""
     sys.path.insert(0, str(ROOT))
     from data import Tokenizer, clean
 
+    tokenizer = Tokenizer(TINY / "merges.txt")
+    return lambda text: np.array(tokenizer.encode(clean(text)), dtype=np.int64)
+
+
+def label(texts, answer, batch_size=40):
+    """[(ids, logits (N,))] of texts, by the bundled model and prompt, near-equal lengths at once"""
     weights, config = load(TINY / "model.safetensors")[0], json.loads((TINY / "config.json").read_text())
     prompt, _ = load(TINY / "prompts" / "reviews-p10" / "prompt.safetensors")
-    tokenizer, answers = Tokenizer(TINY / "merges.txt"), {}
-    texts = [np.array(tokenizer.encode(clean(text))[: config["n_positions"]]) for text in texts]
+    encode, answers = encoder(), {}
+    texts = [encode(text)[: config["n_positions"]] for text in texts]
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     for batch in (order[i : i + batch_size] for i in range(0, len(order), batch_size)):
         lengths = np.array([len(texts[i]) for i in batch])
@@ -58,10 +64,11 @@ def label(texts, answer, batch_size=40):
     return [(ids, answers[i]) for i, ids in enumerate(texts)]
 
 
-def answered(sentences, answer):
-    """The golden file's sentences -> {name: array}"""
-    made = {}
-    for i, (ids, logits) in enumerate(label(sentences, answer)):
+def answered(task, answer):
+    """The golden file's texts and sentences -> {name: array}"""
+    encode = encoder()
+    made = {f"tokens.{i}": encode(text) for i, text in enumerate(task.texts)}
+    for i, (ids, logits) in enumerate(label(task.sentences, answer)):
         made |= {f"real.{i}.ids": ids, f"real.{i}.logits": logits}
     return made
 

@@ -4,7 +4,7 @@
     python tests/ports/jax_port.py mine.npz    do the task of tests/golden.safetensors, write all that it makes;
                                                then ask: python tests/golden.py compare mine.npz
 
-Float32, from PORTING.md alone.  What JAX asks for: a prompt is found by index, at lengths + 0..P-1, never by a slice
+Float32, from docs/porting.md alone.  What JAX asks for: a prompt is found by index, at lengths + 0..P-1, never by a slice
 whose size depends on a text; the sizes of a pack are those of its arrays, so a pack compiles once for each (B, T); and
 freezing is an argument that `grad` is not asked about.  Letters: B texts of T padded tokens, K prompts of P vectors,
 S = sum of P, Q = T or S, C channels, H heads, D = C/H, N labels.
@@ -28,8 +28,8 @@ def norm(x, w, name, eps):
     return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + eps) * w[f"{name}.weight"] + w[f"{name}.bias"]
 
 
-def block(x, w, h, model, mask, past=None):
-    """(B, Q, C) -> (B, Q, C), {k, v, attn, mlp}.  past: the texts' keys and values, each (B, H, T, D)"""
+def block(x, w, h, model, mask, past=None, tap=lambda name, y: y):
+    """(B, Q, C) -> (B, Q, C), {k, v, attn, mlp, x}.  past: the texts' keys and values, each (B, H, T, D)"""
     H, eps = model["n_head"], model["layer_norm_epsilon"]
     linear = lambda y, name: y @ w[f"{h}.{name}.weight"] + w[f"{h}.{name}.bias"]
     qkv = linear(norm(x, w, f"{h}.ln_1", eps), "attn.c_attn")  # (B, Q, 3C)
@@ -40,11 +40,12 @@ def block(x, w, h, model, mask, past=None):
     scores = jnp.einsum("bhqd,bhkd->bhqk", q, k) * q.shape[3] ** -0.5
     shares = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf))  # (B, H, Q, T+Q)
     y = jnp.einsum("bhqk,bhkd->bqhd", shares, v).reshape(x.shape)
-    made["attn"] = y = linear(y, "attn.c_proj")  # (B, Q, C)
+    made["attn"] = y = tap("attn", linear(y, "attn.c_proj"))  # (B, Q, C)
     x = x + y
     y = linear(norm(x, w, f"{h}.ln_2", eps), "mlp.c_fc")  # (B, Q, 4C)
     made["mlp"] = y = linear(jax.nn.gelu(y, approximate=True), "mlp.c_proj")
-    return x + y, made
+    made["x"] = x = tap("x", x + y)
+    return x, made
 
 
 def read(w, model, ids):
@@ -58,8 +59,11 @@ def read(w, model, ids):
     return made
 
 
-def respond(prompts, w, model, text, lengths):
-    """K pairs (P, C), (N, C) after the texts -> logits (K, B, N), the prompts' tensors"""
+def respond(prompts, w, model, text, lengths, taps={}):
+    """K pairs (P, C), (N, C) after the texts -> logits (K, B, N), the prompts' tensors
+
+    taps: {name: zeros} that are added to what has this name, so that `grad` can be asked for its gradient.
+    """
     sizes = np.array([len(vectors) for vectors, _ in prompts])
     owner, ends = np.repeat(np.arange(len(sizes)), sizes), sizes.cumsum()  # (S,), (K,)
     index = np.arange(len(owner)) - (ends - sizes)[owner]  # (S,) begins again with each prompt
@@ -68,21 +72,29 @@ def respond(prompts, w, model, text, lengths):
     B, S, T = *seen.shape, text["text.embed"].shape[1]
     own = (owner[:, None] == owner) & np.tri(S, dtype=bool)  # (S, S)
     mask = jnp.concatenate([jnp.arange(T) < seen[:, :, None], jnp.broadcast_to(own, (B, S, S))], 2)  # (B, S, T+S)
-    x = jnp.concatenate([vectors for vectors, _ in prompts]) + w["wpe.weight"][seen + index]  # (B, S, C)
+    tap = lambda name, y: y + taps.get(name, 0)
+    x = tap("pack.embed", jnp.concatenate([vectors for vectors, _ in prompts]) + w["wpe.weight"][seen + index])  # (B, S, C)
     made = {"pack.position": seen + index, "pack.mask": mask, "pack.embed": x}
     for i in range(model["n_layer"]):
-        x, parts = block(x, w, f"h.{i}", model, mask[:, None], (text[f"text.{i}.k"], text[f"text.{i}.v"]))
+        inner = lambda name, y, i=i: tap(f"pack.{i}.{name}", y)
+        x, parts = block(x, w, f"h.{i}", model, mask[:, None], (text[f"text.{i}.k"], text[f"text.{i}.v"]), inner)
         made |= {f"pack.{i}.{name}": part for name, part in parts.items()}
-    made["hidden"] = x = norm(x[:, ends - 1], w, "ln_f", model["layer_norm_epsilon"])  # (B, K, C)
-    made["logits"] = jnp.einsum("bkc,knc->kbn", x, jnp.stack([head for _, head in prompts]))
+    made["hidden"] = x = tap("hidden", norm(x[:, ends - 1], w, "ln_f", model["layer_norm_epsilon"]))  # (B, K, C)
+    made["logits"] = tap("logits", jnp.einsum("bkc,knc->kbn", x, jnp.stack([head for _, head in prompts])))
     return made["logits"], made
 
 
-def losses(prompts, w, model, text, lengths, labels):
+def losses(prompts, taps, w, model, text, lengths, labels):
     """The sum of the losses, whose gradient is each prompt's own; and the losses (K,), the prompts' tensors"""
-    logits, made = respond(prompts, w, model, text, lengths)
+    logits, made = respond(prompts, w, model, text, lengths, taps)
     loss = -jax.nn.log_softmax(logits)[:, jnp.arange(len(labels)), labels].mean(1)  # (K,)
     return loss.sum(), made | {"loss": loss}
+
+
+def clip(grads, limit):
+    """Each prompt's two gradients by the norm of both -> norms (K,), K pairs"""
+    norms = jnp.stack([jnp.sqrt(sum((g * g).sum() for g in pair)) for pair in grads])
+    return norms, [[g * jnp.minimum(1, limit / (n + 1e-6)) for g in pair] for n, pair in zip(norms, grads)]
 
 
 def update(prompts, grads, moments, t, recipe):
@@ -92,8 +104,6 @@ def update(prompts, grads, moments, t, recipe):
     first, second = (-jnp.expm1(t * math.log(beta)) for beta in (0.9, 0.999))  # 1 - .999**t would lose digits
     new, kept = [], []
     for pair, slopes, states, lr in zip(prompts, grads, moments, recipe["lr"]):
-        size = jnp.sqrt(sum((g * g).sum() for g in slopes))  # of one prompt, head included
-        slopes = [g * jnp.minimum(1, recipe["clip"] / (size + 1e-6)) for g in slopes]
         states = [(0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g) for g, (m, v) in zip(slopes, states)]
         rates = lr * share, recipe["head_lr"] * share
         new.append([x - rate * (m / first) / (jnp.sqrt(v / second) + 1e-8)
@@ -107,19 +117,24 @@ def do_task():
     task = read_task()
     prompts, moments = task.prompts, [[(0 * x, 0 * x) for x in pair] for pair in task.prompts]
     text = jax.jit(lambda w, ids: read(w, task.config, ids))(task.weights, task.ids)
-    made, curve = dict(text), []
+    made, curve = text | {"half.float32": task.half}, []
+    shapes = jax.eval_shape(lambda w: respond(prompts, w, task.config, text, task.lengths)[1], task.weights)
+    taps = {name: jnp.zeros(x.shape) for name, x in shapes.items() if x.dtype == "float32" and name[-2:] not in (".k", ".v")}
 
     @jax.jit
     def step(prompts, moments, t, w, text):
-        grads, noted = jax.grad(losses, has_aux=True)(prompts, w, task.config, text, task.lengths, task.labels)
-        return *update(prompts, grads, moments, t, task.recipe), grads, noted
+        slopes = jax.grad(losses, argnums=(0, 1), has_aux=True)
+        (grads, on_the_way), noted = slopes(prompts, taps, w, task.config, text, task.lengths, task.labels)
+        norms, clipped = clip(grads, task.recipe["clip"])
+        noted |= {f"grad.{name}": x for name, x in on_the_way.items() if not name.endswith(".mlp")}
+        return *update(prompts, clipped, moments, t, task.recipe), noted | {"grad.norm": norms}, grads, clipped
 
     for t in range(1, task.recipe["steps"] + 1):
         # As a float32, not as a Python number: each of those would be compiled for anew.
-        prompts, moments, grads, noted = step(prompts, moments, np.float32(t), task.weights, text)
-        made |= noted | named("grad", grads) if t == 1 else {}
+        prompts, moments, noted, grads, clipped = step(prompts, moments, np.float32(t), task.weights, text)
+        made |= noted | named("grad", grads) | named("clipped", clipped) | named("after1", prompts) if t == 1 else {}
         curve.append(noted["loss"])
-    made |= {"curve": np.stack(curve)} | named("after", prompts) | answered(task.sentences, answer)
+    made |= {"curve": np.stack(curve)} | named("after", prompts) | answered(task, answer)
     return {name: np.array(tensor) for name, tensor in made.items()}
 
 

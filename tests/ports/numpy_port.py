@@ -4,7 +4,7 @@
     python tests/ports/numpy_port.py mine.npz    do the task of tests/golden.safetensors, write all that it makes;
                                                  then ask: python tests/golden.py compare mine.npz
 
-Float32, from PORTING.md alone; model.py has no part in it.  Letters: B texts of T padded tokens, K prompts of P
+Float32, from docs/porting.md alone; model.py has no part in it.  Letters: B texts of T padded tokens, K prompts of P
 vectors, S = sum of P, Q = T or S, C channels, H heads, D = C/H, N labels.
 """
 
@@ -79,15 +79,16 @@ def block(x, w, h, model, mask, made, name, past=None):
     y, kept_2 = norm(x, w, f"{h}.ln_2", model["layer_norm_epsilon"])
     u = linear(y, w, f"{h}.mlp.c_fc")  # (B, Q, 4C)
     made[f"{name}.mlp"] = y = linear(gelu(u), w, f"{h}.mlp.c_proj")  # (B, Q, C)
-    return x + y, (h, kept_1, q, k, v, p, kept_2, u)
+    made[f"{name}.x"] = x = x + y
+    return x, (h, kept_1, q, k, v, p, kept_2, u)
 
 
-def block_back(dx, w, kept):
+def block_back(dx, w, kept, made, name):
     """(B, S, C) -> (B, S, C): to the vectors alone, since the weights are frozen and the texts are past"""
     h, kept_1, q, k, v, p, kept_2, u = kept
     S, D = q.shape[2:]
     dy = dx @ w[f"{h}.mlp.c_proj.weight"].T * gelu_slope(u)  # (B, S, 4C)
-    dx = dx + norm_back(dy @ w[f"{h}.mlp.c_fc.weight"].T, kept_2)
+    made[f"{name}.attn"] = dx = dx + norm_back(dy @ w[f"{h}.mlp.c_fc.weight"].T, kept_2)
     dy = split_heads(dx @ w[f"{h}.attn.c_proj.weight"].T, q.shape[1])  # (B, H, S, D)
     dp = dy @ v.swapaxes(2, 3)  # (B, H, S, T+S)
     ds = p * (dp - (dp * p).sum(-1, keepdims=True)) * D**-0.5
@@ -133,18 +134,27 @@ def respond(w, model, prompts, lengths, made):
     return made["logits"], (tape, kept, made["hidden"], ends, x.shape)
 
 
-def loss_and_gradients(w, prompts, logits, labels, kept):
-    """(K, B, N), (B,) -> losses (K,), and for the sum of them K pairs of (P, C) and (N, C)"""
+def loss_and_gradients(w, prompts, logits, labels, kept, made):
+    """(K, B, N), (B,) -> K pairs of (P, C) and (N, C), gradients of the sum of the losses; notes what is on the way"""
     tape, kept, hidden, ends, shape = kept
     p, truth = softmax(logits), np.eye(logits.shape[2], dtype=np.float32)[labels]  # (K, B, N), (B, N)
-    loss = -(np.log(p) * truth).sum(2).mean(1)
-    d = (p - truth) / len(labels)  # (K, B, N)
+    made["loss"] = -(np.log(p) * truth).sum(2).mean(1)  # (K,)
+    made["grad.logits"] = d = (p - truth) / len(labels)  # (K, B, N)
+    made["grad.hidden"] = np.stack([d[k] @ head for k, (_, head) in enumerate(prompts)], 1)  # (B, K, C)
     dx = np.zeros(shape, np.float32)  # (B, S, C)
-    dx[:, ends] = norm_back(np.stack([d[k] @ head for k, (_, head) in enumerate(prompts)], 1), kept)
-    for kept in reversed(tape):
-        dx = block_back(dx, w, kept)
+    dx[:, ends] = norm_back(made["grad.hidden"], kept)
+    for i in reversed(range(len(tape))):
+        made[f"grad.pack.{i}.x"] = dx
+        dx = block_back(dx, w, tape[i], made, f"grad.pack.{i}")
+    made["grad.pack.embed"] = dx
     vectors = np.split(dx.sum(0), [end + 1 for end in ends[:-1]])
-    return loss, [(v, d[k].T @ hidden[:, k]) for k, v in enumerate(vectors)]
+    return [(v, d[k].T @ hidden[:, k]) for k, v in enumerate(vectors)]
+
+
+def clip(grads, limit, made):
+    """Each prompt's two gradients by the norm of both"""
+    made["grad.norm"] = np.array([np.sqrt(sum((g * g).sum() for g in pair)) for pair in grads])  # (K,)
+    return [[g * min(1.0, limit / (float(size) + 1e-6)) for g in pair] for size, pair in zip(made["grad.norm"], grads)]
 
 
 def update(prompts, grads, moments, t, recipe):
@@ -152,9 +162,7 @@ def update(prompts, grads, moments, t, recipe):
     warm, total = recipe["warm_up"], recipe["total"]
     share = t / warm if t <= warm else (total - t + 1) / (total - warm + 1)
     for pair, slopes, states, lr in zip(prompts, grads, moments, recipe["lr"]):
-        size = float(np.sqrt(sum((g * g).sum() for g in slopes)))  # of one prompt, head included
         for x, g, (m, v), peak in zip(pair, slopes, states, (lr, recipe["head_lr"])):
-            g = g * min(1.0, recipe["clip"] / (size + 1e-6))
             m += 0.1 * (g - m)
             v += 0.001 * (g * g - v)
             x -= peak * share * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
@@ -165,17 +173,20 @@ def update(prompts, grads, moments, t, recipe):
 
 def do_task():
     """Train the golden file's prompts, label its sentences -> {name: array} of all that is made on the way"""
-    task, made, curve = read_task(), {}, []
+    task, curve = read_task(), []
     w, prompts = task.weights, task.prompts
-    moments = [[(0 * x, 0 * x) for x in pair] for pair in prompts]
-    read(w, task.config, task.ids, made)
+    text, moments = {"half.float32": task.half}, [[(0 * x, 0 * x) for x in pair] for pair in prompts]
+    read(w, task.config, task.ids, text)
     for t in range(1, task.recipe["steps"] + 1):
-        logits, kept = respond(w, task.config, prompts, task.lengths, made if t == 1 else dict(made))
-        loss, grads = loss_and_gradients(w, prompts, logits, task.labels, kept)
-        made |= {"loss": loss} | named("grad", grads) if t == 1 else {}
-        curve.append(loss)
-        update(prompts, grads, moments, t, task.recipe)
-    return made | {"curve": np.stack(curve)} | named("after", prompts) | answered(task.sentences, answer)
+        made = dict(text)
+        logits, kept = respond(w, task.config, prompts, task.lengths, made)
+        grads = loss_and_gradients(w, prompts, logits, task.labels, kept, made)
+        clipped = clip(grads, task.recipe["clip"], made)
+        update(prompts, clipped, moments, t, task.recipe)
+        curve.append(made["loss"])
+        if t == 1:
+            first = made | named("grad", grads) | named("clipped", clipped) | named("after1", prompts)
+    return first | {"curve": np.stack(curve)} | named("after", prompts) | answered(task, answer)
 
 
 def answer(w, model, prompts, ids, lengths):

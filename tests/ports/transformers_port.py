@@ -1,0 +1,54 @@
+"""A prompt trained here, in Hugging Face transformers.
+
+    python tests/ports/transformers_port.py [PROMPT.safetensors [MODEL_FOLDER]]      label reviews/dev.tsv
+
+Three traps.  Padding: pads come after the prompt, not between text and prompt; here each row is text, prompt, pads, so the
+positions that GPT2Model counts by itself are right.  (With pads on the left, give position_ids as well.)  Pooling: the
+answer is read at lengths + P - 1, found by its index; GPT2ForSequenceClassification looks for the last token that is no pad,
+which it can not see in inputs_embeds, and has a head of config.num_labels rows.  Cutting: a text of more than n - P tokens is
+cut, or the prompt has no room.
+"""
+
+import csv
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from transformers import GPT2Model, GPT2Tokenizer
+
+ROOT = Path(__file__).parent.parent.parent
+TINY = ROOT / "weights" / "tiny"
+PROMPT = TINY / "prompts" / "reviews-p10" / "prompt.safetensors"
+
+
+@torch.no_grad()
+def answer(model, tokenizer, vectors, head, texts):
+    """B texts, vectors (P, C), head (N, C) -> logits (B, N)"""
+    room = model.config.n_positions - len(vectors)
+    rows = [torch.tensor(tokenizer.encode(text.strip())[:room], dtype=torch.int64) for text in texts]
+    rows = [torch.cat([model.wte(ids), vectors]) for ids in rows]  # (T+P, C) each
+    lengths = torch.tensor([len(row) for row in rows])
+    x = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)  # (B, T+P, C), pads on the right
+    mask = torch.arange(x.shape[1]) < lengths[:, None]
+    hidden = model(inputs_embeds=x, attention_mask=mask.long()).last_hidden_state  # after ln_f
+    return hidden[torch.arange(len(x)), lengths - 1] @ head.T
+
+
+def load(prompt=PROMPT, folder=TINY):
+    tensors = load_file(prompt)
+    model = GPT2Model.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = GPT2Tokenizer.from_pretrained(folder)
+    assert len(tokenizer) == model.config.vocab_size
+    return model, tokenizer, tensors["prompt"], tensors["head.weight"]
+
+
+if __name__ == "__main__":
+    with open(ROOT / "reviews" / "dev.tsv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    rows.sort(key=lambda row: len(row["sentence"]))
+    port, right = load(*sys.argv[1:]), 0
+    for batch in (rows[i : i + 40] for i in range(0, len(rows), 40)):
+        logits = answer(*port, [row["sentence"] for row in batch])
+        right += sum(int(label) == int(row["label"]) for label, row in zip(logits.argmax(1), batch))
+    print(f"accuracy {right / len(rows):.4f} of {len(rows)} texts")

@@ -20,7 +20,9 @@ import torch
 import torch.nn.functional as F
 
 from data import read_split
-from evaluate import count, one_sentence, wilson
+from evaluate import wilson
+from support.flags import count
+from support.machine import one_sentence
 
 
 def words_of(text, longest):

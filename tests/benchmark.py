@@ -15,14 +15,12 @@ are what to read.  The peers need `pip install -e '.[bench]'`.
 (d) this project, one prompt                     (d') the same with the text's keys and values kept from before
 (e) this project, six prompts of 1 2 5 10 20 50 tokens in a pack, and the same six one after the other
 (f) the floor: nothing but (d)'s matrix products, forward and backward      (f') nothing but those of (d')
-On CUDA also (dc) and (ec): (d) and (e) with the body compiled into CUDA graphs, as train.py --compile does.
 
 Where the hardware does not multiply bfloat16 fast, this project computes in float32, and so does (c), since emulated
 bfloat16 would only make a peer look slow; (b) is left out.
 """
 
 import argparse
-import copy
 import ctypes
 import json
 import os
@@ -39,9 +37,11 @@ import torch
 import torch.nn.functional as F
 from tqdm import trange
 
-from data import ROOT, Tokenizer, batches, collate, read_split
-from evaluate import body_dtype, device_of
+from data import Tokenizer, batches, collate, read_split
 from model import GPT2, GPT2Config, Prompt
+from support.fetch import ROOT
+from support.flags import device_of
+from support.machine import body_dtype
 from train import train_step
 
 SIZES = {"tiny": (256, 6, 4), "gpt2": (768, 12, 12), "gpt2-medium": (1024, 24, 16), "gpt2-large": (1280, 36, 20)}
@@ -53,13 +53,13 @@ SST2_ROWS = 67_349
 # ---- the contenders: each a function that trains one step on a batch (ids, lengths, labels) -------
 
 
-def ours(gpt2, sizes, pasts=None):
-    """This project: prompts of these sizes in one pack; pasts: {id of a batch: its keys and values}"""
+def ours(gpt2, sizes, texts=None):
+    """This project: prompts of these sizes in one pack; texts: {id of a batch: its keys and values}"""
     C = gpt2.config.n_embd
     prompts = [Prompt(gpt2.wte.weight[300 : 300 + P].float(), torch.zeros(2, C)) for P in sizes]
     prompts = [prompt.to(gpt2.wte.weight.device) for prompt in prompts]
     optimizer = torch.optim.AdamW([tensor for p in prompts for tensor in p.parameters()], lr=1e-3, fused=True)
-    return lambda batch: train_step(gpt2, prompts, optimizer, *batch, past=pasts and pasts[id(batch)])
+    return lambda batch: train_step(gpt2, prompts, optimizer, *batch, texts and texts[id(batch)])
 
 
 def hugging_face(size, device):
@@ -123,7 +123,7 @@ def products(gpt2, P, read=True):
         for i, block in enumerate(gpt2.h):
             yield rows, block.attn.c_attn.weight
             after = last_rows if i == len(gpt2.h) - 1 else rows
-            for layer in (block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj):
+            for layer in (block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj) if after else ():
                 yield after, layer.weight
 
     def of(batch):
@@ -195,9 +195,9 @@ def graph_bytes(step, batch):
     read = GPT2.read
 
     def note(self, ids):
-        pairs = read(self, ids)
-        texts.update(t.untyped_storage().data_ptr() for pair in pairs for t in pair)
-        return pairs
+        text = read(self, ids)
+        texts.add(text.untyped_storage().data_ptr())
+        return text
 
     def pack(tensor):
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
@@ -243,22 +243,18 @@ def parse_args(argv):
 
 LABELS = {
     "a": "the post, float32", "b": "the post, bf16 autocast", "c": "PEFT prompt tuning", "d": "ours", "d'": "ours, texts kept",
-    "dc": "ours, compiled", "e": "ours, six in a pack", "ec": "the pack, compiled", "f": "floor of d", "f'": "floor of d'",
+    "e": "ours, six in a pack", "f": "floor of d", "f'": "floor of d'",
 }  # fmt: skip
-RATIOS = ("a/d", "b/d", "c/d", "a/d'", "b/d'", "c/d'", "d/dc", "e/ec", "a6/e", "e6/e", "f/d", "f'/d'")
+RATIOS = ("a/d", "b/d", "c/d", "a/d'", "b/d'", "c/d'", "a6/e", "e6/e", "f/d", "f'/d'")
 
 
 def make_contenders(args, gpt2, todo):
     """{name: step}; "a5" is (a) with a prompt of 5 tokens, "e5" is (e)'s prompt of 5 tokens alone"""
     P, device, bf16 = args.prompt_tokens, args.device, gpt2.wte.weight.dtype == torch.bfloat16
-    pasts = {id(batch): gpt2.read(batch[0]) for batch in todo}
-    steps = {"d": ours(gpt2, [P]), "d'": ours(gpt2, [P], pasts), "e": ours(gpt2, PACK)}
+    texts = {id(batch): gpt2.read(batch[0]) for batch in todo}
+    steps = {"d": ours(gpt2, [P]), "d'": ours(gpt2, [P], texts), "e": ours(gpt2, PACK)}
     steps |= {f"e{p}": ours(gpt2, [p]) for p in PACK}
     steps |= {"f": run_products(gpt2, P), "f'": run_products(gpt2, P, read=False)}
-    if device.type == "cuda":
-        compiled = copy.copy(gpt2)  # with the same weights
-        compiled.compile(mode="reduce-overhead", dynamic=True)
-        steps |= {"dc": ours(compiled, [P]), "ec": ours(compiled, PACK)}
     try:
         base = hugging_face(args.size, device)
         steps["a"] = post(base, P, False)
@@ -310,7 +306,7 @@ def main(argv=None):
               f"  step's peak {memory[name] / 2**20:7.1f} MiB")  # fmt: skip
     print(f"autograd graph of d {graph / 2**20:.1f} MiB; matrix products alone {flops / median['f'] / 1e9:.0f} GFLOP/s")
     print("times: " + "  ".join(f"{pair} {value:.2f}" for pair, value in ratios.items()))
-    sweep = SST2_ROWS * 3 / n * min(median["e"], median.get("ec", median["e"]))
+    sweep = SST2_ROWS * 3 / n * median["e"]
     print(f"SST-2's {SST2_ROWS:,} rows x 3 epochs with the pack, projected from these steps: {sweep / 3600:.1f} hours")
     if args.json:
         chip = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()

@@ -21,7 +21,7 @@ import pytest
 import torch
 from checkpoints import random_weights, sizes, write_checkpoint
 
-import evaluate
+from support import machine
 
 
 def pytest_addoption(parser):
@@ -32,15 +32,15 @@ def pytest_addoption(parser):
 def answer_of_auto(request, monkeypatch):
     """With --body-dtype, `--dtype auto` means that one in every program that runs in this process."""
     if asked := request.config.getoption("--body-dtype"):
-        explicit = evaluate.body_dtype
-        monkeypatch.setattr(evaluate, "body_dtype", lambda name, device: explicit(asked if name == "auto" else name, device))
+        explicit = machine.body_dtype
+        monkeypatch.setattr(machine, "body_dtype", lambda name, device: explicit(asked if name == "auto" else name, device))
 
 
 @pytest.fixture(params=["float32", "bfloat16"])
 def either_dtype(request, monkeypatch, answer_of_auto):
     """For tests that go by the answer of `--dtype auto`: both answers, one after the other."""
-    explicit = evaluate.body_dtype
-    monkeypatch.setattr(evaluate, "body_dtype", lambda name, device: explicit(request.param if name == "auto" else name, device))
+    explicit = machine.body_dtype
+    monkeypatch.setattr(machine, "body_dtype", lambda name, device: explicit(request.param if name == "auto" else name, device))
     return getattr(torch, request.param)
 
 

@@ -31,9 +31,11 @@ import oracle
 import torch
 from pitfalls import READING, STEP, TEXTS, WAY_BACK, ask, steps
 
-from data import ROOT, Tokenizer
-from evaluate import one_sentence
-from model import load_prompt, open_safetensors, safetensors_bytes, write_file
+from data import Tokenizer
+from model import load_prompt
+from support.fetch import ROOT
+from support.files import open_safetensors, safetensors_bytes, write_file
+from support.machine import one_sentence
 
 GOLDEN = Path(__file__).parent / "golden.safetensors"
 FORMAT = "prompt-training-golden/2"

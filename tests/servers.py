@@ -11,7 +11,7 @@ import time
 import warnings
 import zipfile
 
-import data as fetching  # where the addresses of downloads are, and the folder they go to
+from support import fetch as fetching  # where the addresses of downloads are, and the folder they go to
 
 
 @contextlib.contextmanager

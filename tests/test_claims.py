@@ -14,6 +14,7 @@ from checkpoints import TINY
 import evaluate
 import train
 from model import load_prompt
+from support import flags
 
 ROOT = TINY.parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -22,10 +23,10 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def test_flags_in_readme_exist_and_all_flags_have_help(monkeypatch):
     known = {"--help", "--nproc-per-node"}  # the last is torchrun's
     for module in (train, evaluate):
-        kept, add = [], argparse.ArgumentParser.add_argument
+        kept, add = [], argparse._ActionsContainer.add_argument  # parsers and their groups are such
         with monkeypatch.context() as patch:
             spy = lambda self, *names, add=add, kept=kept, **more: kept.append((names, more)) or add(self, *names, **more)
-            patch.setattr(argparse.ArgumentParser, "add_argument", spy)
+            patch.setattr(argparse._ActionsContainer, "add_argument", spy)
             with pytest.raises(SystemExit):
                 module.main(["--help"])
         helps = {name: more["help"] for names, more in kept for name in names if name.startswith("--")}
@@ -45,13 +46,13 @@ def test_every_flag_is_looked_at(monkeypatch, place):
             seen.add(name)
             return super().__getattribute__(name)
 
-    for module in (train, evaluate):
-        watch = lambda argv, parse=module.parse_args: parsed.append(Watched(**vars(parse(argv)))) or parsed[-1]
-        monkeypatch.setattr(module, "parse_args", watch)
+    for module, name in ((train, "parse_args"), (flags, "asking")):
+        watch = lambda *argv, parse=getattr(module, name): parsed.append(Watched(**vars(parse(*argv)))) or parsed[-1]
+        monkeypatch.setattr(module, name, watch)
     (place / "test.tsv").write_text("index\tsentence\n0\tlovely\n")
     new = "--model m --data d --epochs 1 --prompt-tokens 2 --seeds 0 1 --out run"
     for module, argv, unread in (
-        (train, new, {"stored", "overwrite"}), (train, new + " --overwrite", {"stored"}),  # which --resume alone reads
+        (train, new, {"overwrite"}), (train, new + " --overwrite", set()),
         (evaluate, "score run", {"verb"}), (evaluate, "predict run lovely", {"verb"}),
         (evaluate, "predict run --input test.tsv --glue x.tsv", {"verb"}), (evaluate, "plot run --out x.svg", {"verb"}),
         (evaluate, "table run/prompts/p2-s0 run/prompts/p2-s1", {"verb"}), (evaluate, "attention run lovely", {"verb"}),
@@ -64,7 +65,7 @@ def test_every_flag_is_looked_at(monkeypatch, place):
 
 def test_line_counts():
     rows = re.findall(r"^\| (\S+\.py) \| (\d+) \|", README, flags=re.M)
-    assert [name for name, _ in rows] == ["model.py", "data.py", "train.py", "evaluate.py", "tests/oracle.py"]
+    assert [name for name, _ in rows] == ["model.py", "data.py", "train.py", "evaluate.py", "report.py", "tests/oracle.py"]
     for name, lines in rows:
         assert len((ROOT / name).read_text().splitlines()) == int(lines), name
 

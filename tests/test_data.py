@@ -8,15 +8,18 @@ import re
 import shutil
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
 from checkpoints import SHARED, TINY
 from servers import NOWHERE, archive, fetching, hub, redirect, serve
 
-from data import TextCache, Tokenizer, batches, checkpoint_folder, clean, collate, fingerprint, hold_out, read_split
+from data import Tokenizer, batches, clean, collate, hold_out, read_split
 from model import load_gpt2
+from support import cache as caching
+from support.cache import TextCache
+from support.fetch import checkpoint_folder
+from support.files import sha256
 
 NASTY = [
     "it's we'll they've I'd you're I'm can't DON'T won'tn't", "🙂👩‍👩‍👧 naïve café Ünïcödé ﬁ", "a  b   c    \n\n d\t\te",
@@ -205,28 +208,28 @@ def test_the_order_of_batches_is_the_same_in_every_process():
 
 
 @pytest.mark.parametrize("epochs,said", [
-    (2, "24.00 GB, of which 1.00 are kept in memory and 2.00 on disk; this is a quarter of the memory and half of the"),
-    (1, "24.00 GB, of which 0.00 are kept in memory and 0.00 on disk; in one epoch no text is read twice"),
+    (2, "24.00 GB, of which 1.00 are kept in memory; this is a quarter of the memory"),
+    (1, "24.00 GB, of which 0.00 are kept in memory; in one epoch no text is read twice"),
 ])  # fmt: skip
-def test_what_the_cache_takes_by_itself(tmp_path, monkeypatch, capsys, checkpoint, epochs, said):
+def test_what_the_cache_takes_by_itself(monkeypatch, capsys, checkpoint, epochs, said):
     gpt2 = load_gpt2(checkpoint[0])  # keys and values of 3 layers of 10 floats: 240 bytes a token
     monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 10**6, "SC_PAGE_SIZE": 4000}.get)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=4 * 10**9))
-    TextCache("auto", gpt2, [10**8], epochs, tmp_path / "cache", 0, 1)
+    TextCache("auto", gpt2, 10**8, epochs)
     assert said in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("room,epochs,world,readings", [(3, 2, 1, 3), (2, 2, 1, 4), (4, 2, 2, 4), (0, 2, 1, 6), (3, 1, 1, 6)])
-def test_what_is_kept_is_read_once(tmp_path, checkpoint, room, epochs, world, readings):
+def test_what_is_kept_is_read_once(monkeypatch, checkpoint, room, epochs, world, readings):
     """Three batches, each twice, with room for some: of several processes each has its share."""
     gpt2, read = load_gpt2(checkpoint[0]), []
     texts = torch.arange(30).view(3, 2, 5)
     truth = [gpt2.read(ids) for ids in texts]
     gpt2.wte.register_forward_hook(lambda *_: read.append(1))
-    cache = TextCache(room * truth[0].nbytes, gpt2, [5] * 6 * world, epochs, tmp_path / "cache", 0, world)
+    monkeypatch.setattr(caching, "rank_and_world", lambda: (0, world))
+    cache = TextCache(room * truth[0].nbytes, gpt2, 30 * world, epochs)
     for _ in range(2):
         for i, ids in enumerate(texts):
-            assert torch.equal(cache.read(gpt2, [i, i + 10], ids), truth[i])
+            assert torch.equal(cache.read([i, i + 10], ids), truth[i])
     assert len(read) == readings
 
 
@@ -373,4 +376,4 @@ def test_a_fingerprint_is_of_all_bytes_in_order(tmp_path):
     parts = [bytes(range(256)) * 9000, b"", b"the end"]
     for i, part in enumerate(parts):
         (tmp_path / str(i)).write_bytes(part)
-    assert fingerprint(*(tmp_path / str(i) for i in range(3))) == hashlib.sha256(b"".join(parts)).hexdigest()
+    assert sha256(*(tmp_path / str(i) for i in range(3))) == hashlib.sha256(b"".join(parts)).hexdigest()

@@ -21,9 +21,14 @@ from test_model import pad
 
 import evaluate
 import train
-from data import TEXT_RULE, Tokenizer, fingerprint, read_split
-from evaluate import LONGEST, judge, lines_of, mcnemar, probabilities, score, shade, tally, wilson
-from model import Prompt, classify, load_gpt2, load_prompt, save_prompt, weight_files
+from data import LONGEST, TEXT_RULE, Tokenizer, read_split
+from evaluate import judge, probabilities, score, tally, wilson
+from model import Prompt, classify, load_gpt2, load_prompt, save_prompt
+from report import mcnemar
+from support import machine
+from support.fetch import base_of
+from support.files import lines_of
+from support.flags import training as train_flags
 
 ROOT = TINY.parent.parent
 SHIPPED = ROOT / "weights/tiny/prompts/reviews-p10"
@@ -57,22 +62,28 @@ def changed(tmp_path, base, vectors=None, **metadata):
 
 
 def write_run(folder, train="prompt+head", settings={}, files={}, **prompts):
-    """A finished run with made-up scores: name=(tokens, seed, accuracy on dev, on selection, untrained, and what else).
+    """A finished run with made-up scores: a=(tokens, seed, accuracy on dev, on selection, untrained, and what else).
 
-    Every prompt has a curve of its own, and was best in its second epoch.
+    That is the prompt p1-s0-a.  Every prompt has a curve of its own, and was best in its second epoch.
     """
-    said = {"model": "tiny", "data": "reviews", "train": train, "batch_size": 16, "epochs": 3, "select_on": "hold-out"}
+    said = vars(train_flags("").parse_args([])) | {"train": train, "epochs": 3, "dtype": "float32", "device": "cpu"}
+    said |= {"total_steps": 30, "processes": 1} | settings | {"prompt_tokens": [1, 5]}
     rows, log = [], []
-    for name, (P, seed, accuracy, selected, untrained, *more) in prompts.items():
-        rows.append({"name": name, "prompt_tokens": P, "seed": seed, "lr": 0.03, "epoch": 2, "folder": f"prompts/{name}",
-                     "n": 400, "accuracy": accuracy, "selection": {"split": "hold-out", "accuracy": selected},
-                     "untrained": untrained})  # fmt: skip
+    for letter, (P, seed, accuracy, selected, untrained, *more) in prompts.items():
+        name = f"p{P}-s{seed}-{letter}"
+        rows.append({"name": name, "prompt_tokens": P, "seed": seed, "lr": 0.03, "epoch": 2, "untrained": untrained,
+                     "n": 400, "accuracy": accuracy, "loss": 0.6, "ci95": [0.0, 1.0], "broke": 0, "collapsed": False,
+                     "selection": {"split": "hold-out", "accuracy": selected, "loss": None, "n": 90}})  # fmt: skip
         rows[-1].update(*more)
         (folder / "prompts" / name).mkdir(parents=True)
-        shutil.copy(files.get(name, SHIPPED / "prompt.safetensors"), folder / "prompts" / name / "prompt.safetensors")
+        shutil.copy(files.get(letter, SHIPPED / "prompt.safetensors"), folder / "prompts" / name / "prompt.safetensors")
         for split, curve in (("hold-out", (-0.2, 0.0, -0.1)), ("dev", (0.3, 0.3, 0.3))):
-            log += [{"epoch": i, "prompt": name, "split": split, "accuracy": selected + x} for i, x in enumerate(curve, 1)]
-    (folder / "run.json").write_text(json.dumps({"settings": said | settings | {"prompt_tokens": [1, 5], "lr": [0.03]}}))
+            point = {"prompt": name, "split": split, "loss": 0.6, "lr": None}
+            log += [point | {"step": 10 * i, "epoch": i, "accuracy": selected + x} for i, x in enumerate(curve, 1)]
+    facts = {"format": "prompt-training-run/1", "argv": [], "settings": said | {"lr": [0.03]}, "labels": NAMES[::2],
+             "base": base_of("tiny", TINY), "data": {"train": "0", "dev": "1"},
+             "prompts": [row["name"] for row in rows]}  # fmt: skip
+    (folder / "run.json").write_text(json.dumps(facts))
     (folder / "summary.json").write_text(json.dumps({"prompts": rows, "baselines": {"majority": 0.52, "untrained": 0.5}}))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
     return folder
@@ -92,9 +103,8 @@ def desk(checkpoint, tmp_path_factory):
         (home / data).mkdir(exist_ok=True)
         (home / data / f"{split}.tsv").write_text("\n".join(["sentence\tlabel", *rows, ""]))
     generator, files, prompts = torch.Generator().manual_seed(2), {}, {}
-    metadata = {"labels": NAMES, "init_ids": [40, 41, 42], "text_rule": TEXT_RULE, "base_model": str(checkpoint[0]),
-                "base_sha256": fingerprint(*weight_files(checkpoint[0])), "recipe": {"data": str(home / "d"), "train": "head"},
-                "accuracy": "0.5", "n": "50"}  # fmt: skip
+    metadata = {"labels": NAMES, "init_ids": [40, 41, 42], "text_rule": TEXT_RULE, "accuracy": "0.5", "n": "50",
+                "recipe": {"data": str(home / "d"), "train": "head"}} | base_of(checkpoint[0], checkpoint[0])  # fmt: skip
     for name, P in (("a", 3), ("b", 2), ("c", 5)):
         prompts[name] = Prompt(torch.randn(P, 10, generator=generator), torch.randn(3, 10, generator=generator))
         save_prompt(files.setdefault(name, home / f"{name}.safetensors"), prompts[name], metadata)
@@ -108,7 +118,7 @@ def desk(checkpoint, tmp_path_factory):
         """(n, N), read one by one: the mean over the prompts named"""
         return torch.stack([read(text)[["abc".index(name) for name in names]].mean(dim=0) for text in texts])
 
-    paths = {name: run / f"prompts/{name}/prompt.safetensors" for name in "abc"}
+    paths = {path.parent.name[-1]: path for path in run.glob("prompts/*/prompt.safetensors")}
     return SimpleNamespace(run=run, d=home / "d", e=home / "e", prompts=prompts, logits=logits, tokenizer=tokenizer,
                            model=checkpoint[0], **paths)  # fmt: skip
 
@@ -154,7 +164,7 @@ def test_auto_is_bfloat16_where_the_hardware_is_fast(monkeypatch, request):
     for flags, capability, fast in (("x avx512_bf16", (8, 0), True), ("amx_bf16", (9, 0), True), ("avx512f", (7, 5), False)):
         monkeypatch.setattr(Path, "read_text", lambda self, flags=flags: flags)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, capability=capability: capability)
-        auto = {evaluate.body_dtype("auto", torch.device(kind)) for kind in ("cpu", "cuda")}
+        auto = {machine.body_dtype("auto", torch.device(kind)) for kind in ("cpu", "cuda")}
         assert auto == {torch.bfloat16 if fast else torch.float32}
 
 
@@ -224,7 +234,7 @@ def test_the_surest_mistakes(capsys, desk):
     assert errors == worst  # every one of them, and nothing else
     assert told(capsys, "score", desk.a, "--errors", "3", *EXACT)[0]["errors"] == worst[:3]
     assert ask(capsys, "score", desk.a, "--errors", "2", *EXACT)[1].splitlines()[-2:] == [
-        f"{one['probability']:.3f} {NAMES[one['answer']]}, but it is {NAMES[one['label']]}: {one['text']}"
+        f"{one['probability']:.3f} {NAMES[one['answer']]}, but it is {NAMES[one['label']]}: {machine.shown(one['text'])}"
         for one in errors[:2]]  # fmt: skip
 
 
@@ -270,10 +280,10 @@ def test_run_prompt_folder_and_file_name_a_prompt_and_a_flag_its_model(capsys, d
     answer = lambda *argv: told(capsys, "predict", *argv, *EXACT, "a tin nose")[0]["logits"]
     best = answer(desk.b)  # by the selection split, never by dev
     assert best != answer(desk.a) != answer(desk.c) != best
-    assert answer(desk.run) == answer(desk.run / "prompts/b") == answer(desk.run / "prompts/b/prompt.safetensors") == best
+    assert answer(desk.run) == answer(desk.b.parent) == answer(desk.b) == best
     moved = changed(tmp_path, desk.a, base_model=str(tmp_path / "nowhere"))
     assert ask(capsys, "predict", moved, "a text")[0] == 2
-    assert answer(desk.run / "prompts/a") == answer(moved, "--model", desk.model) == answer(desk.a)
+    assert answer(desk.a.parent) == answer(moved, "--model", desk.model) == answer(desk.a)
 
 
 def test_regression_is_scored_by_a_threshold(capsys, place):
@@ -284,6 +294,7 @@ def test_regression_is_scored_by_a_threshold(capsys, place):
     for one in found:
         (x,) = one["logits"]
         assert one["label"] == int(x > 0.5) and one["probabilities"][1] == pytest.approx(min(max(x, 0), 1))
+    assert evaluate.load("run", dtype="float32").predict(texts) == found
     (result,) = told(capsys, "score", "run", "--errors", "20", *EXACT)
     right = sum(one["label"] == label for one, label in zip(found, labels))
     assert result["accuracy"] == right / 12 and len(result["errors"]) == 12 - right and "one column" in result["alarm"]
@@ -310,8 +321,51 @@ def test_predict_answers_by_the_mean_logits_of_the_prompts(capsys, desk):
             assert (one["label"], one["label_name"]) == (label, NAMES[label])
             assert one["probabilities"] == pytest.approx(row.softmax(0).tolist(), abs=1e-4)
         plain = ask(capsys, "predict", argv[0], *texts, *argv[1:], *EXACT)[1].splitlines()
-        assert plain == [f"{one['label_name']}\t{one['probabilities'][one['label']]:.3f}\t{one['text']}" for one in found]
+        shown = [machine.shown(text) for text in texts]
+        assert plain == [f"{one['label_name']}\t{max(one['probabilities']):.3f}\t{text}" for one, text in zip(found, shown)]
     assert len({one["label"] for one in found}) > 1
+
+
+def test_python_gets_the_objects_that_predict_prints_and_the_same_refusals(capsys, desk, tmp_path):
+    """The very numbers, so that a program may ask in either way."""
+    texts = ["tin nose", " a rose\tis\na stone ", "caf\u00e9 \x1b[31m"]
+    for run, flags, more in (
+        (desk.run, EXACT, {"dtype": "float32"}), (desk.a.parent, [], {}), (str(desk.c), [], {"device": "cpu"}),
+        (SHIPPED, ["--model", TINY, "--batch-size", "1"], {"model": TINY, "batch_size": 1}),
+    ):  # fmt: skip
+        assert evaluate.load(run, **more).predict(texts) == told(capsys, "predict", run, *texts, *flags)
+    args = SimpleNamespace(model=None, device=torch.device("cpu"), dtype="float32", batch_size=16)
+    together = evaluate.Classifier([desk.b, desk.c, desk.a], args)
+    assert together.predict(texts) == told(capsys, "predict", desk.run, "--all", *texts, *EXACT)
+    assert together.labels == NAMES and together.predict([]) == []
+    for run, texts, more, flags in (
+        (tmp_path, ["x"], {}, []), (changed(tmp_path, desk.a, text_rule="x"), ["x"], {}, []),
+        (desk.a, ["x"], {"model": "absent"}, ["--model", "absent"]), (desk.a, ["x"], {"model": TINY}, ["--model", TINY]),
+        (desk.a, ["x", " \n"], {}, []), (desk.a, ["a\udce9"], {}, []), (desk.a, ["x" * (LONGEST + 1)], {}, []),
+    ):  # fmt: skip
+        with pytest.raises((OSError, ValueError)) as refusal:
+            evaluate.load(run, **more).predict(texts)
+        assert ask(capsys, "predict", run, *flags, *texts) == (2, "", f"error: {machine.sentence_of(refusal.value)}\n")
+
+
+def test_nothing_that_was_read_speaks_to_the_terminal(capsys, desk, monkeypatch, tmp_path):
+    """Texts, file names and metadata are shown on one line each, in which a control character is escaped."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    odd, home = "tin\x1b[31m\u202enose\x9b2Jx", tmp_path / "e\x1b]0;x\x07"
+    home.mkdir()
+    (home / "dev.tsv").write_text("sentence\tlabel\n" + "".join(f"{odd} {i}\t{i % 3}\n" for i in range(9)), "utf-8")
+    (home / "test.tsv").write_text(f"index\tsentence\n7\t{odd}\n", "utf-8")
+    path = shutil.copy(changed(tmp_path, desk.a, recipe={"data": str(desk.d), "train": "head"}), home)
+    out = home / "x.tsv"
+    for argv, seen in (
+        (["predict", path, odd, "a\nb"], [odd, "a\nb"]), (["score", path, "--data", home, "--errors", "3"], [home, odd]),
+        (["score", path, "--with", desk.b, "--data", home], [home]), (["attention", path, f"a {odd} b"], [odd]),
+        (["table", path, desk.b, "--data", home], []), (["predict", path, "--input", home / "test.tsv", "--glue", out], [out]),
+        (["tokens", path], []),
+    ):  # fmt: skip
+        code, said, err = ask(capsys, *argv)
+        assert code == 0 and all(c.isprintable() or c in "\t\n" for c in said + err), argv
+        assert all(machine.shown(one) in said for one in seen) and (argv[2:] != [odd, "a\nb"] or said.count("\n") == 2)
 
 
 def test_arguments_a_file_and_standard_input_get_the_same_answers(capsys, monkeypatch, tmp_path):
@@ -336,11 +390,12 @@ def test_lines_that_cannot_be_answered_keep_their_place(capsys, desk, tmp_path):
     code, out, err = ask(capsys, *argv, "--json")
     said = {2: "is blank", 10: "is not UTF-8", 100: "is blank", 151: "is longer than 262,144 bytes"}
     assert code == 0 and err == "".join(f"line {number} {problem}\n" for number, problem in said.items())
-    plain = [line.split("\t", 2) for line in ask(capsys, *argv)[1].split("\n")[:-1]]
-    shown = {1: "rose", 10: "caf\ufffd noir", 100: "", 141: "rose", 151: "x" * 80}
+    plain = [line.split("\t") for line in ask(capsys, *argv)[1].split("\n")[:-1]]
+    read = {1: "rose", 10: "caf\ufffd noir", 100: "", 141: "rose", 151: "x" * 80}
     for number, (line, cells, text) in enumerate(zip(out.splitlines(), plain, texts, strict=True), 1):
         found = json.loads(line)
-        assert found["text"] == cells[2] == (shown[number] if number in shown else text.decode())
+        assert found["text"] == (read[number] if number in read else text.decode())
+        assert cells[2:] == [machine.shown(found["text"])]
         assert found.get("error") == said.get(number)
         known = [found[key] for key in ("label", "label_name", "logits", "probabilities")]
         if number in said:
@@ -365,15 +420,19 @@ def test_a_text_is_cut_to_the_room_that_the_longest_prompt_leaves(capsys, desk, 
         assert err == "2 of 3 texts are cut to 19 tokens (24 positions - 5 of the prompt)\n"
 
 
-def test_pieces_of_a_stream_make_whole_lines():
+def test_pieces_of_a_stream_make_whole_lines(monkeypatch):
     """However a pipe cuts them; and a line without end is not kept."""
     reader = lambda pieces: SimpleNamespace(read1=lambda _, left=iter([*pieces, b""]): next(left))
     text = "".join(f"line {i} é\n" for i in range(50)).encode() + b"the last"
     for size in (1, 2, 3, 7, 1000):
-        lists = [*lines_of(reader(text[i : i + size] for i in range(0, len(text), size)), 4)]
-        assert sum(lists, []) == text.split(b"\n") and max(map(len, lists)) <= 4
-    first, second = sum(lines_of(reader([b"x" * 2**16] * 100 + [b"\nok\n"]), 4), [])
-    assert LONGEST < len(first) < LONGEST + 2**17 and second == b"ok"
+        lists = [*lines_of(reader(text[i : i + size] for i in range(0, len(text), size)), 4, LONGEST)]
+        assert sum(lists, []) == [(line, None) for line in text.decode().split("\n")] and max(map(len, lists)) <= 4
+    endless = [b"x" * 2**16] * 100 + [b"\nok\n"]
+    first, second = sum(lines_of(reader(endless), 4, LONGEST), [])
+    assert first == ("x" * 80, "is longer than 262,144 bytes") and second == ("ok", None)
+    monkeypatch.setattr("support.files.text_of", lambda line, longest: len(line))
+    first, second = sum(lines_of(reader(endless), 4, LONGEST), [])
+    assert LONGEST < first < LONGEST + 2**17 and second == 2
 
 
 def test_a_pipe_that_trickles_is_answered_as_it_goes_and_a_broken_one_ends_quietly():
@@ -394,8 +453,8 @@ def test_a_pipe_that_trickles_is_answered_as_it_goes_and_a_broken_one_ends_quiet
 
 
 @pytest.mark.parametrize("error,code,said", [
-    (KeyboardInterrupt(), 130, ""), (torch.OutOfMemoryError("x"), 2, "error: .* --batch-size\n"),
-    (OSError(28, "No space left", "a\x1b[31m\nb"), 2, r"error: a \[31m b: No space left\n"),
+    (KeyboardInterrupt(), 130, ""), (torch.OutOfMemoryError("x"), 2, "error: .* --batch-size .*\n"),
+    (OSError(28, "No space left", "a\x1b[31m\nb"), 2, r"error: a\\x1b\[31m b: No space left\n"),
 ])  # fmt: skip
 def test_what_ends_a_program(capsys, desk, monkeypatch, error, code, said):
     def read1(_):
@@ -471,7 +530,7 @@ def test_runs_that_differ_in_more_than_the_seed_are_rows_of_their_own(capsys, tm
     first, same = write_run(tmp_path / "first", **two), write_run(tmp_path / "same", c=(1, 2, 0.6, 0.7, 0.5))
     assert [row["seeds"] for row in told(capsys, "table", first, same) if "seeds" in row] == [3]
     others = {"model": "gpt2", "data": "sst2", "train": "head", "batch_size": 8, "epochs": 2, "select_on": "dev"}
-    for key, value in (others | {"prompt_tokens": 2, "lr": 0.01}).items():
+    for key, value in (others | {"prompt_tokens": 2, "lr": 0.01, "head_lr": 0.1, "steps": 7, "max_examples": 5}).items():
         other = write_run(tmp_path / key, settings={key: value}, c=(1, 2, 0.6, 0.7, 0.5, {key: value}))
         rows = [row for row in told(capsys, "table", first, other) if "seeds" in row]
         assert sorted((row["seeds"], row[key]) for row in rows)[0] == (1, value) and len(rows) == 2, key
@@ -504,11 +563,31 @@ def test_pictures(capsys, runs, tmp_path, monkeypatch):
     assert code == 2 and "pip install" in err and err.count("\n") == 1
 
 
+def test_only_a_file_of_our_making_is_written_over(capsys, desk, runs, tmp_path):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "test.tsv").write_text("index\tsentence\n0\tx\n")
+    plot, look = ["plot", *runs, "--out"], ["attention", desk.a, "x y", "--out"]
+    answer = ["predict", desk.a, "--input", tmp_path / "test.tsv", "--glue"]
+    for kind, argv in (("png", plot), ("svg", plot), ("pdf", plot), ("svg", look), ("tsv", answer)):
+        own, other, link, folder = (tmp_path / f"{argv[0]}-{name}.{kind}" for name in ("own", "other", "link", "folder"))
+        assert [ask(capsys, *argv, own)[0] for _ in range(2)] == [0, 0]
+        other.write_text("a day's work\n")
+        link.symlink_to(own)
+        folder.mkdir()
+        before = own.read_bytes()
+        for target in (other, link, folder):
+            code, out, err = ask(capsys, *argv, target)
+            assert code == 2 and str(target) in err and not out, target
+        assert other.read_text() == "a day's work\n" and own.read_bytes() == before and link.is_symlink()
+    assert not [*tmp_path.glob(".*")] and [*folder.iterdir()] == []
+
+
 def drawn(monkeypatch, capsys, *argv):
-    """The figure that a command writes to x.png in a folder of its own"""
+    """The figure that a command writes"""
     figure, kept = pytest.importorskip("matplotlib.figure").Figure, []
     with monkeypatch.context() as patch:
-        patch.setattr(figure, "savefig", lambda self, *_, **__: kept.append(self))
+        spy = lambda self, *to, save=figure.savefig, **how: kept.append(self) or save(self, *to, **how)
+        patch.setattr(figure, "savefig", spy)
         assert ask(capsys, *argv)[0] == 0
     return kept[0]
 
@@ -517,34 +596,33 @@ def test_what_a_plot_shows(capsys, runs, monkeypatch, tmp_path):
     """Of each length what is best on selection, with its interval; and the curve of every prompt, on selection."""
     monkeypatch.chdir(tmp_path)
     left, right = drawn(monkeypatch, capsys, "plot", *runs, "--out", "x.png").axes
-    bars = {box.get_label(): box for box in left.containers}
-    assert list(bars) == ["tiny", "tiny, head only"] and "reviews" in left.get_title()
-    assert bars["tiny"].lines[0].get_xydata().tolist() == [[1, pytest.approx(0.72)], [5, 0.80]]
+    bars = {box.get_label().removesuffix(", tiny on reviews"): box for box in left.containers}
+    assert list(bars) == ["head", "prompt+head"] and left.get_title() == "95 % intervals"
+    assert bars["head"].lines[0].get_xydata().tolist() == [[1, 0.55], [5, 0.60]]
+    beside = [pytest.approx(1.03), pytest.approx(5.15)]  # so that intervals do not hide one another
+    assert bars["prompt+head"].lines[0].get_xydata().tolist() == [[beside[0], pytest.approx(0.72)], [beside[1], 0.80]]
     assert left.get_xscale() == "log" and [text.get_text() for text in left.get_xticklabels()] == ["1", "5"]
-    beside = [[pytest.approx(1.03), 0.55], [pytest.approx(5.15), 0.60]]
-    assert bars["tiny, head only"].lines[0].get_xydata().tolist() == beside
-    for segment, P, right_ones in zip(bars["tiny"].lines[2][0].get_segments(), (1, 5), (288, 320), strict=True):
-        low, high = interval(right_ones, 400)
-        assert segment.tolist() == [[P, pytest.approx(low)], [P, pytest.approx(high)]]
+    for segment, x, right_ones in zip(bars["prompt+head"].lines[2][0].get_segments(), beside, (288, 320), strict=True):
+        assert segment.tolist() == [[x, pytest.approx(end)] for end in interval(right_ones, 400)]
     levels = {line.get_label(): line.get_ydata()[0] for line in left.lines}
-    assert levels["majority"] == 0.52 and levels["untrained"] == pytest.approx(0.5)
-    curves, chosen = [[(line.get_xydata().tolist(), line.get_color()) for line in right.lines[i::2]] for i in (0, 1)]
-    order = [(0.71, 2, "C0"), (0.69, 2, "C0"), (0.75, 2, "C0"), (0.66, 2, "C1"), (0.64, 3, "C1"), (0.65, 2, "C1")]
-    assert curves == [([[1, pytest.approx(y - 0.2)], [2, y], [3, pytest.approx(y - 0.1)]], color) for y, _, color in order]
-    assert chosen == [([[x, y if x == 2 else pytest.approx(y - 0.1)]], color) for y, x, color in order]
-    assert [line.get_linestyle() for line in right.lines[::2]] == ["-", "-", "--", "-", "-", "--"]
+    assert levels["majority, tiny on reviews"] == 0.52 and levels["untrained, tiny on reviews"] == pytest.approx(0.5)
+    order = [(0.71, 2, "C0"), (0.69, 2, "C0"), (0.75, 2, "C1"), (0.66, 2, "C2"), (0.64, 3, "C2"), (0.65, 2, "C3")]
+    for line, (y, chosen, color) in zip(right.lines, order, strict=True):
+        assert line.get_xydata().tolist() == [[1, pytest.approx(y - 0.2)], [2, y], [3, pytest.approx(y - 0.1)]]
+        assert (line.get_markevery(), line.get_color()) == ([chosen - 1], color) and line.get_marker() in "ox"
+    assert [line.get_linestyle() for line in right.lines] == ["-", "-", "--", "-", "-", "--"]
     labels = [text.get_text() for text in right.get_legend().get_texts()]
-    assert labels == ["P = 1", "P = 1, head only", "P = 5", "P = 5, head only"]
+    assert labels == ["P = 1, prompt+head", "P = 1, head", "P = 5, prompt+head", "P = 5, head"]
 
     other = write_run(tmp_path / "other", settings={"model": "gpt2", "data": "sst2"}, g=(5, 0, 0.70, 0.99, 0.4))
     left, first, second = drawn(monkeypatch, capsys, "plot", runs[0], other, "--out", "x.png").axes
-    assert [box.get_label() for box in left.containers] == ["tiny on reviews", "gpt2 on sst2"]
+    assert [box.get_label() for box in left.containers] == ["prompt+head, tiny on reviews", "prompt+head, gpt2 on sst2"]
     assert (first.get_title(), second.get_title()) == ("tiny on reviews", "gpt2 on sst2")
-    assert [len(first.lines), len(second.lines)] == [8, 2] and second.lines[1].get_xydata().tolist() == [[2, 0.99]]
-    assert left.containers[1].lines[0].get_xydata().tolist() == [[pytest.approx(5 * 1.03**2), 0.70]]
+    assert [len(first.lines), len(second.lines)] == [4, 1] and second.lines[0].get_ydata()[1] == 0.99
+    assert left.containers[1].lines[0].get_xydata().tolist() == [[pytest.approx(5 * 1.03), 0.70]]
     assert told(capsys, "plot", runs[0], "--out", "x.png") == [{"file": "x.png"}]
     levels = {line.get_label(): line.get_ydata()[0] for line in left.lines}
-    assert levels["untrained on reviews"] == pytest.approx(0.485) and levels["untrained on sst2"] == 0.4
+    assert levels["untrained, tiny on reviews"] == pytest.approx(0.485) and levels["untrained, gpt2 on sst2"] == 0.4
 
 
 # ---- looking inside ---------------------------------------------------------------------------------
@@ -556,12 +634,13 @@ def test_attention_of_words_equals_that_of_transformers(capsys, desk):
     model = transformers.GPT2Model.from_pretrained(desk.model, attn_implementation="eager").eval()
     for text in ("tore ain  seat\nnose", "xxxxxx yyyyyy zzzzzz qqqqqq"):  # the second is longer than the model has places
         ids = desk.tokenizer.encode(text)[: 24 - 3]
+        read = desk.tokenizer.decode(ids).split()  # what lies behind is nobody's
         starts = [len(desk.tokenizer.decode(ids[:i])) for i in range(len(ids))]
-        words = [len(re.findall(r"\S(?=\s)", text[: start + 1])) for start in starts] + [4] * 3  # those that end before it
+        words = [len(re.findall(r"\S(?=\s)", text[: start + 1])) for start in starts] + [len(read)] * 3
         x = torch.cat([model.wte.weight[ids], desk.prompts["a"].vectors])[None]  # (1, T+P, C)
         with torch.no_grad():
             seen = torch.stack(model(inputs_embeds=x, output_attentions=True).attentions)[:, 0, :, -1]  # (L, H, T+P)
-        shares = torch.zeros(3, 2, 5)  # (L, H, words and the prompt)
+        shares = torch.zeros(3, 2, len(read) + 1)  # (L, H, words and the prompt)
         for i, word in enumerate(words):
             shares[:, :, word] += seen[:, :, i]
         for flags, truth in (
@@ -570,7 +649,7 @@ def test_attention_of_words_equals_that_of_transformers(capsys, desk):
         ):  # fmt: skip
             (found,) = told(capsys, "attention", desk.a, text, *flags, *EXACT)
             real = torch.cat([torch.tensor(found["attention"]), torch.tensor(found["to_prompt"])[:, None]], dim=1)
-            assert found["words"] == text.split() and (real - truth).abs().max() < 1e-5
+            assert found["words"] == read == found["text"].split() and (real - truth).abs().max() < 1e-5
             heads = ["head 1", "head 2"] if "--heads" in flags else ["attention"]
             out = ask(capsys, "attention", desk.a, text, *flags, *EXACT)[1]
             assert re.split("  +", out.splitlines()[1]) == ["word", "occlusion", *heads]
@@ -595,22 +674,6 @@ def test_occlusion_is_what_the_answer_loses_without_a_word(capsys, desk):
     assert told(capsys, "attention", desk.a, "fun")[0]["occlusion"] == [None]
 
 
-def test_attention_is_coloured_on_a_terminal_alone(capsys, desk, monkeypatch):
-    _, plain, _ = ask(capsys, "attention", desk.a, "great fun")
-    assert "\x1b" not in plain and [line.split()[0] for line in plain.splitlines()[1:4]] == ["word", "great", "fun"]
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    _, coloured, _ = ask(capsys, "attention", desk.a, "great fun")
-    assert coloured.count("\x1b[0m") == 4
-    (found,) = told(capsys, "attention", desk.a, "great fun")
-    for name, values in (("attention", found["attention"][0]), ("occlusion", found["occlusion"])):
-        assert f"{name} {shade(['great', 'fun'], values)}\n" in coloured
-    monkeypatch.setenv("NO_COLOR", "1")
-    assert "\x1b" not in ask(capsys, "attention", desk.a, "great fun")[1]
-    colour = lambda r, g, b, word: f"\x1b[38;2;0;0;0;48;2;{r};{g};{b}m {word} \x1b[0m"
-    assert shade(["a", "b", "c"], [1.0, 0.0, -2.0]) == (
-        colour(255, 198, 128, "a") + colour(255, 255, 255, "b") + colour(90, 150, 255, "c"))  # fmt: skip
-
-
 def test_the_picture_of_attention(capsys, desk, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for flags, title in (([], "mean of 3 layers"), (["--layer", "2"], "in layer 2"), (["--heads"], "mean of 3 layers")):
@@ -620,7 +683,7 @@ def test_the_picture_of_attention(capsys, desk, monkeypatch, tmp_path):
         means = [sum(parts) / len(parts) for parts in zip(*found["attention"])]  # over the heads that were asked for
         assert shown == [pytest.approx(means), pytest.approx(found["occlusion"])]
         assert [label.get_text() for label in panels[0].get_yticklabels()] == ["great", "fun"]
-        assert title in panels[0].get_title() and all(axes.yaxis_inverted() for axes in panels)
+        assert title in panels[0].get_xlabel() and all(axes.yaxis_inverted() for axes in panels)
 
 
 def test_tokens_beside_each_vector(capsys, either_dtype):
@@ -649,7 +712,7 @@ def test_rows_of_the_table_that_are_no_tokens_are_nobodys_neighbour(capsys, desk
     lines = (folder / "merges.txt").read_text("utf-8").splitlines(keepends=True)[:-20]
     (folder / "merges.txt").write_text("".join(lines), "utf-8")
     vectors = load_gpt2(folder).wte.weight[[279, 295]].clone()
-    path = changed(tmp_path, desk.a, vectors, init_ids=[], base_model=str(folder))
+    path = changed(tmp_path, desk.a, vectors, init_ids=[], **base_of(folder, folder))
     last, odd = told(capsys, "tokens", path, *EXACT)
     assert last["nearest"][0] == ["<|endoftext|>", pytest.approx(1)] and odd["nearest"][0][1] < 0.99
     assert last["began"] is last["moved"] is None
@@ -680,6 +743,7 @@ def test_one_sentence_and_exit_2(capsys, argv, named):
 
 @pytest.mark.parametrize("name,text", [
     ("summary.json", "{"), ("summary.json", "[]"), ("summary.json", '{"prompts": [{}], "baselines": {}}'), ("run.json", "null"),
+    ("summary.json", '{"prompts": [], "baselines": {"majority": 0.5, "untrained": 0.5}}'),
 ])  # fmt: skip
 def test_a_damaged_run_is_named(capsys, tmp_path, name, text):
     run = write_run(tmp_path / "run", a=(1, 0, 0.7, 0.7, 0.5))

@@ -30,8 +30,10 @@ from servers import archive, redirect
 
 import evaluate
 import train
-from data import LONGEST, Tokenizer, clean, fingerprint, read_split
-from model import GPT2Config, Prompt, load_gpt2, load_prompt, save_prompt, weight_files
+from data import LONGEST, Tokenizer, clean, read_split
+from model import GPT2Config, Prompt, load_gpt2, load_prompt, save_prompt
+from support.fetch import base_of
+from support.files import sha256, weight_files
 
 MEMORY = 64 * 2**20  # bytes that a test may need above what the process had before it
 ASKED, RAN = {}, Counter()  # name of a test: how many cases there are to be, how many ran
@@ -379,7 +381,7 @@ def test_shards(folder, checkpoint_files, odd, where, edits, name):
     files = read(weight_files, bad, naming="model.safetensors.index.json")
     if files:
         assert all(path.parent == bad and path.name not in ("", ".", "..") for path in files)
-        read(fingerprint, *files, naming=str(bad))
+        read(sha256, *files, naming=str(bad))
     check_weights(bad)
 
 
@@ -632,7 +634,7 @@ def test_an_endless_download_is_cut(folder):
 @pytest.fixture
 def bench(place):
     """The model m and the data d of conftest.py, and a prompt p.safetensors for them: all in order, as the first test shows."""
-    facts = {"base_model": "m", "base_sha256": fingerprint(*weight_files("m")), "recipe": {"data": "d"}}
+    facts = base_of("m", Path("m")) | {"recipe": {"data": "d"}}
     save_prompt("p.safetensors", Prompt(torch.ones(2, 10), torch.eye(2, 10)), METADATA | facts)
 
 

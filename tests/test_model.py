@@ -10,7 +10,8 @@ import torch
 from checkpoints import mask_buffers, random_weights, sizes, write_checkpoint, write_shards
 from safetensors.torch import save_file
 
-from model import GPT2Config, Prompt, choose, classify, load_gpt2, load_prompt, losses, prompt_mask, save_prompt, weight_files
+from model import GPT2Config, Prompt, choose, classify, load_gpt2, load_prompt, losses, prompt_mask, save_prompt
+from support.files import weight_files
 from train import train_step
 
 SIZES, N = (1, 2, 3, 5), 2  # every dimension of these tests has a size of its own

@@ -1,6 +1,6 @@
 """The post's .4908, what it was, what prevents it, and a second fault that the post did not see.
 
-    python tests/test_mystery.py      prints the table of MYSTERY.md, from the bundled model
+    python tests/test_mystery.py      prints the table of docs/mystery.md, from the bundled model
 """
 
 import re
@@ -52,8 +52,7 @@ def one(tmp_path_factory):
 @pytest.mark.parametrize("data", [ROOT / "reviews", SST2])
 def test_one_column_under_argmax_scores_the_share_of_label_0(data, one):
     """Whatever it has learned.  On SST-2 that is .4908, at every epoch of every prompt length."""
-    args = evaluate.parse_args(["score", str(one), "--data", str(data)])
-    (logits,), labels, *_ = evaluate.answer_split(args, evaluate.find_prompts(one))  # (n, 1), (n,)
+    _, labels, (logits,) = evaluate.load(one).answer_split(str(data), "dev")  # (n,), (n, 1)
     n, zeros = len(labels), int((labels == 0).sum())
     stuck = evaluate.tally(logits.argmax(dim=1), labels.long(), 2)  # as the post's metric did it
     assert stuck["accuracy"] == zeros / n and stuck["collapsed"] and stuck["precision"][1] is None
@@ -148,7 +147,7 @@ def neighbours():
 def test_the_page_shows_what_this_prints():
     """Answers to the letter; logits to .02, and counts and accuracies to one text, for other machines."""
     pytest.importorskip("transformers")
-    page = (ROOT / "MYSTERY.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "mystery.md").read_text(encoding="utf-8")
     lines = list(neighbours())
     shown = page[page.index(lines[0]) :].splitlines()[: len(lines)]
     for line, other in zip(lines[1:], shown[1:], strict=True):

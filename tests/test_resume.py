@@ -72,9 +72,9 @@ def end_of(process):
 
 
 def stored(folder):
-    """What a checkpoint says beside its tensors: step, epoch, bytes of the log, trials"""
+    """What a checkpoint says beside its tensors: step, bytes of the log, trials"""
     with safe_open(f"{folder}/checkpoint/state.safetensors", "pt") as file:
-        return json.loads(file.metadata()["numbers"])
+        return json.loads(file.metadata()["tree"])
 
 
 @pytest.mark.parametrize("number,at", [  # the first, an epoch's last, a logged one, another, one with two to go, the very last
@@ -103,7 +103,7 @@ def test_a_checkpoint_comes_every_200_steps_within_an_epoch_too(place, monkeypat
     steps = watch(monkeypatch, lambda step, _: step == 214 and shutil.copytree("run", "killed"))
     run("--batch-size", 1, "--epochs", 1, "--prompt-tokens", 2)
     at = stored("killed")
-    assert (at["step"], at["epoch"]) == (200, 1) and at["metrics"] < os.path.getsize("killed/metrics.jsonl")
+    assert at["step"] == 200 and at["log"] < os.path.getsize("killed/metrics.jsonl")
     assert end("--resume", "killed") == 0 and timeless(place / "killed") == timeless(place / "run")
     assert len(steps) == 225 + 25
 
@@ -126,7 +126,7 @@ def test_thirty_kills_at_random_moments(place):
         assert end_of(begin(*argv, die=die)) in (-signal.SIGALRM, -signal.SIGKILL)
         if os.path.exists("run/checkpoint/state.safetensors"):
             at, found = stored("run"), found + 1
-            longer += os.path.getsize("run/metrics.jsonl") > at["metrics"]
+            longer += os.path.getsize("run/metrics.jsonl") > at["log"]
         logged = [line for path in place.glob("run/metrics.jsonl") for line in path.read_text().splitlines()]
         for text in [path.read_text() for path in place.glob("run/*.json")] + logged:
             json.loads(text)
@@ -140,13 +140,13 @@ CHANGED = {
     "a flag": (lambda place: None, ["--lr", "0.5"], "lr (settings)"),
     "train": (corrupt("d/train.tsv", lambda data: data.replace(b"t0\t0", b"t0\t1")), [], "train (data)"),
     "dev": (corrupt("d/dev.tsv", lambda data: data.replace(b"d0\t0", b"d0\t1")), [], "dev (data)"),
-    "config": (corrupt("m/config.json", lambda data: data.replace(b"1e-05", b"2e-05")), [], "config.json (files)"),
-    "merges": (corrupt("m/merges.txt", lambda data: data.replace(b"#version: 0.2\n", b"")), [], "merges.txt (files)"),
+    "config": (corrupt("m/config.json", lambda data: data.replace(b"1e-05", b"2e-05")), [], "base_sha256 (base)"),
+    "merges": (corrupt("m/merges.txt", lambda data: data.replace(b"#version: 0.2\n", b"")), [], "base_sha256 (base)"),
     "weights": (corrupt("m/model.safetensors", lambda data: data[:-1] + bytes([data[-1] ^ 1])), [], "base_sha256 (base)"),
     "no run": (lambda place: shutil.rmtree("run"), [], "run/run.json"),
-    "run.json": (corrupt("run/run.json", lambda data: b"[]"), [], "does not describe a run"),
+    "run.json": (corrupt("run/run.json", lambda data: b"[]"), [], "run/run.json is damaged"),
     "its settings": (corrupt("run/run.json", lambda data: data.replace(b'"settings": {', b'"settings": 1, "was": {')), [],
-                     "model (settings)"),
+                     "run/run.json is damaged"),
     "checkpoint": (corrupt("run/checkpoint/state.safetensors", lambda data: b"x" * 99), [], "state.safetensors"),
 }  # fmt: skip
 
@@ -163,8 +163,8 @@ def test_what_changed_since_is_named_and_refused(place, monkeypatch, capsys, cas
     assert named in error and "\n" not in error
 
 
-@pytest.mark.parametrize("at,lost", [(12, []), (16, [None])])  # told at the end of an epoch, and at a line of the log
-def test_one_prompt_that_breaks_does_not_touch_the_others(place, monkeypatch, capsys, at, lost):
+@pytest.mark.parametrize("at", [12, 16])  # told at the end of an epoch, and at a line of the log
+def test_one_prompt_that_breaks_does_not_touch_the_others(place, monkeypatch, capsys, at):
     """Neither by a gradient whose norm is infinite, though the loss is not, nor by vectors that are no numbers.
 
     The run is stopped in step 18 and goes on, and has not forgotten what broke.
@@ -187,7 +187,8 @@ def test_one_prompt_that_breaks_does_not_touch_the_others(place, monkeypatch, ca
     assert f"p2-s1 stopped: no finite gradient in step {at}; try a lower --lr" in capsys.readouterr().err
     assert [p["broke"] for p in summary["prompts"]] == [0, at, 0, 0] and summary["prompts"][1]["epoch"] <= at // 7
     before = [line["loss"] for line in lines if line["prompt"] == "p2-s1" and line["step"] < at]
-    assert [line["loss"] for line in poisoned if line["prompt"] == "p2-s1"] == before + lost
+    *whole, last = [line["loss"] for line in poisoned if line["prompt"] == "p2-s1"]
+    assert whole == before and (last is None or last > 1e20)  # the line that tells of it, and no more
     others, same = ([line["loss"] for line in log if line["prompt"] != "p2-s1"] for log in (poisoned, lines))
     assert others == pytest.approx(same, abs=1e-5)
 
@@ -198,7 +199,7 @@ def test_all_prompts_broken_is_said_in_one_sentence(place, monkeypatch, capsys):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
-@pytest.mark.parametrize("kilobytes", [20, 100])
+@pytest.mark.parametrize("kilobytes", [20, 125])
 def test_a_full_disk_ends_in_one_sentence_and_the_last_good_state_stays(place, kilobytes):
     """On a disk too small for the prompts, or for the second checkpoint.  With more room it goes on."""
     flags = [*BASE, "--prompt-tokens", 2, 3, 20, "--seeds", 0, 1, 2, 3, "--epochs", 3, "--cache-text", "off", "--out"]
@@ -213,7 +214,7 @@ def test_a_full_disk_ends_in_one_sentence_and_the_last_good_state_stays(place, k
         for path in place.glob("small/**/prompt.safetensors"):
             load_prompt(path)
         subprocess.run(["mount", "-o", "remount,size=10m", "small"], check=True)
-        assert os.path.exists("small/run/checkpoint/state.safetensors") == (kilobytes == 100)
+        assert os.path.exists("small/run/checkpoint/state.safetensors") == (kilobytes == 125)
         assert end_of(begin("--resume", "small/run")) == 0
         resumed = timeless(place / "small/run")
     finally:

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import oracle
@@ -18,6 +19,7 @@ import evaluate
 import train
 from data import Tokenizer, read_split
 from model import GPT2, load_gpt2, load_prompt
+from support.fetch import base_of
 
 BASE = ["--model", "m", "--data", "d", "--dtype", "float32", "--batch-size", "8", "--device", "cpu"]
 STEP = train.train_step
@@ -49,7 +51,10 @@ def timeless(folder):
     files = {str(path.relative_to(folder)): data for path, data in contents(folder).items()}
     state = files.pop("checkpoint/state.safetensors")
     header, data = state[8 : 8 + state[0] + 256 * state[1]], state[8 + state[0] + 256 * state[1] :]
-    files["checkpoint"] = re.sub(rb'"metrics\\": \d+', b"", header).strip() + data
+    header = json.loads(header)
+    about = json.loads(header["__metadata__"].pop("tree"))
+    files["checkpoint"] = header["__metadata__"].pop("sha256") and (header, about, data)
+    assert about.pop("log") > 0 and about.pop("log_sha256")
     lines = [json.loads(line) for line in files.pop("metrics.jsonl").splitlines()]
     times = [line.pop("examples_per_second") for line in lines]
     assert all(time is None or time > 0 for time in times)
@@ -77,17 +82,18 @@ def test_a_run_writes_what_the_design_says(place, capsys):
         assert sorted(metadata) == sorted(
             "format base_model base_revision base_sha256 prompt_tokens num_labels labels init init_ids text_rule "
             "position_rule accuracy n recipe".split())  # fmt: skip
-        assert metadata["base_sha256"] == digest("m/model.safetensors") and metadata["base_revision"] == "abc"
+        assert metadata["base_sha256"] == info["base"]["base_sha256"] == base_of("m", place / "m")["base_sha256"]
+        assert metadata["base_revision"] == "abc"
         assert float(metadata["accuracy"]) == p["accuracy"] and metadata["recipe"] == {
-            "data": "d", "batch_size": 8, "epochs": 3, "steps": None, "train": "prompt+head", "select_on": "hold-out",
+            "data": str(place / "d"), "batch_size": 8, "epochs": 3, "steps": None, "train": "prompt+head", "select_on": "hold-out",
             "dtype": "float32", "lr": 0.03, "head_lr": 0.005, "seed": p["seed"], "epoch": p["epoch"]}  # fmt: skip
         row = [p["name"], "0.03", p["epoch"], f"{p['selection']['accuracy']:.4f}", f"{p['accuracy']:.4f}"]
         assert re.search(r"^" + " +".join(map(str, row)) + " .* to ", printed, flags=re.M)
     assert info["settings"]["total_steps"] == 21 and info["texts"] == {"train": 54, "hold-out": 6, "dev": 12}
     assert info["data"] == {split: digest(f"d/{split}.tsv") for split in ("train", "dev")} and info["labels"] == ["0", "1"]
-    assert info["files"] == {name: digest(f"m/{name}") for name in ("config.json", "merges.txt")}
+    assert info["settings"]["model"] == str(place / "m") and info["prompts"] == names
     logged = [(line["step"], line["prompt"]) for line in lines if line["split"] == "train"]
-    assert logged == [(step, name) for step in (10, 20) for name in names]
+    assert logged == [(step, name) for step in (7, 10, 14, 20, 21) for name in names]  # every ten, and at an epoch's end
     assert all(line.keys() == lines[0].keys() == {
         "step", "epoch", "prompt", "split", "loss", "accuracy", "lr", "examples_per_second"} for line in lines)  # fmt: skip
     assert f"majority {' ' * 20}" in printed and "95 % interval" in printed
@@ -101,7 +107,7 @@ def test_flags_mean_what_is_documented():
     documented = dict(
         model="tiny", data="reviews", prompt_tokens=[10], seeds=[0], lr=[0.03], head_lr=0.005, epochs=6, batch_size=16,
         num_labels=2, init="sample", train="prompt+head", select_on="hold-out", cache_text="auto", dtype="auto",
-        steps=None, patience=None, max_examples=None, out=None, resume=None, overwrite=False)  # fmt: skip
+        steps=None, patience=None, max_examples=None, out=Path("runs/tiny-reviews"), resume=None, overwrite=False)  # fmt: skip
     assert vars(train.parse_args([])).items() >= documented.items()
     budgets = {"off": 0, "500M": 5 * 10**8, "2g": 2 * 10**9, "3k": 3000, "77": 77, "auto": "auto"}
     assert {text: train.parse_args(["--cache-text", text]).cache_text for text in budgets} == budgets
@@ -141,7 +147,7 @@ def plain_run(weights, P, seed, peaks, epochs, held):
                 second.mul_(0.999).add_(gradient.square(), alpha=0.001)
                 tensor.data -= share * peak * first / (1 - 0.9**step) / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
             window += [(loss.item(), hit.item()) for hit in right]
-            if step % 10 == 0:
+            if step % 10 == 0 or batch is batches[-1]:
                 lines.append([step, epoch, "train", *torch.tensor(window).mean(0).tolist(), share * peaks[0]])
                 window = []
         loss, accuracy = (number.mean().item() for number in measure(weights, held, now()))
@@ -185,10 +191,10 @@ def test_a_run_equals_a_plain_loop(place, monkeypatch, capsys):
         for line, values in zip([line for line in lines if line["prompt"] == name], expected, strict=True):
             assert [line[key] for key in keys] == [value if isinstance(value, str | None) else near(value) for value in values]
         prompt, metadata = load_prompt(f"run/prompts/{name}/prompt.safetensors")
+        assert metadata["recipe"]["epoch"] == epoch
         assert (prompt.vectors - best[0]).abs().max() < 1e-4 and (prompt.head - best[1]).abs().max() < 1e-4
         row = summary["prompts"][names.index(name)]
         assert [row[key] for key in ("name", "prompt_tokens", "seed", "lr", "epoch")] == [name, P, seed, lr, epoch]
-        assert metadata["recipe"]["epoch"] == epoch
         for its, examples in ((row, dev), (row["selection"], held)):
             loss, right = measure(weights, examples, best)
             assert [its["loss"], its["accuracy"], its["n"]] == [near(loss.item()), near(right.mean().item()), len(examples)]
@@ -198,7 +204,8 @@ def test_a_run_equals_a_plain_loop(place, monkeypatch, capsys):
     # The first step of an epoch is warm-up; the next line's window begins where this one's ends.
     n = [len(step.texts) for step in steps]
     speeds = {line["step"]: line["examples_per_second"] for line in lines if line["split"] == "train"}
-    assert speeds == {10: sum(n[1:10]) / 9, 20: sum(n[15:20]) / 5, 30: n[29], 40: sum(n[30:40]) / 10}
+    assert speeds == {10: sum(n[1:10]) / 9, 14: sum(n[10:14]) / 4, 20: sum(n[15:20]) / 5, 28: sum(n[20:28]) / 8,
+                      30: n[29], 40: sum(n[30:40]) / 10, 42: sum(n[40:]) / 2}  # fmt: skip
 
 
 def test_what_is_held_out_and_what_is_drawn(place, monkeypatch):
@@ -245,33 +252,28 @@ def test_the_same_command_writes_the_same_bytes(place):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_kept_texts_change_no_bit(place, dtype, capsys, monkeypatch):
-    """Without a cache, in memory, in files, and partly in each: the same bytes, and nothing left over.
+    """Without a cache, in memory, and partly: the same bytes.  What auto may take is a quarter of the memory, to the byte."""
+    read, nbytes = GPT2.read, []
+    monkeypatch.setattr(GPT2, "read", lambda self, ids: nbytes.append((text := read(self, ids)).nbytes) or text)
 
-    What --cache-text auto may take is a quarter of the memory and half of the free disk, to the byte.
-    """
-    read, nbytes, files = GPT2.read, [], []
-    monkeypatch.setattr(GPT2, "read", lambda self, ids: nbytes.append((past := read(self, ids)).nbytes) or past)
-    monkeypatch.setattr(train.shutil, "rmtree", lambda path, remove=shutil.rmtree, **more: (
-        files.append(sum(len(names) for _, _, names in os.walk(path))), remove(path, **more)))  # fmt: skip
-
-    def kept(memory, disk, epochs):
-        """(texts that are read, files at the end, what was written) with so many bytes to be taken of each"""
+    def kept(memory, epochs):
+        """(texts that are read, what was written) with so many bytes to be taken"""
         monkeypatch.setattr(os, "sysconf", lambda name: memory * 4 if "PAGES" in name else 1)
-        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=disk * 2))
         nbytes.clear()
         run("--epochs", epochs, "--dtype", dtype, "--overwrite")
-        assert not (place / "run/text-cache").exists()
         written = [(place / "run" / name).read_bytes() for name in ("summary.json", "prompts/p10-s0/prompt.safetensors")]
-        return len(nbytes), files[-1], written
+        return len(nbytes), written
 
-    reads, filed, written = kept(0, 0, 3)
+    reads, written = kept(0, 3)
     each = nbytes[:7]  # of the batches
-    need, half = sum(each), sum(each[:3])
-    assert filed == 0 and "GB, of which" in capsys.readouterr().out
-    for memory, disk, again, in_files in ((need, 0, 0, 0), (need - 1, 0, 1, 0), (0, need, 0, 7), (0, need - 1, 1, 6),
-                                          (half, need - half, 0, 4), (half, need - half - 1, 1, 3)):  # fmt: skip
-        assert kept(memory, disk, 3) == (reads - 14 + 2 * again, in_files, written)
-    assert kept(0, need, 1)[1] == 0 and kept(0, need, 2)[1] == 7  # in one epoch no text is read twice
+    assert "GB, of which" in capsys.readouterr().out
+    for memory in (sum(each), sum(each) - 1, sum(each[:3]), sum(each[:3]) - 1):
+        room, again = memory, 0
+        for size in each:
+            room, again = (room - size, again) if size <= room else (room, again + 1)
+        assert kept(memory, 3) == (reads - 14 + 2 * again, written)
+    once = kept(0, 1)[0]
+    assert kept(sum(each), 1)[0] == once and kept(sum(each), 2)[0] == kept(0, 2)[0] - 7  # in one epoch nothing is kept
 
 
 def test_best_only_ever_improves_and_patience_ends_it(place):
@@ -300,7 +302,7 @@ def test_init_from_a_prompt_goes_on_where_it_ended(place):
     info, *_ = run("--prompt-tokens", 3, "--steps", 1, "--init", path, "--lr", 1e-12, "--head-lr", 1e-12, out="second")
     (a, _), (b, _) = load_prompt(path), load_prompt("second/prompts/p3-s0/prompt.safetensors")
     assert (a.vectors - b.vectors).abs().max() < 1e-6 and (a.head - b.head).abs().max() < 1e-6
-    assert info["files"]["init"] == digest(path)
+    assert info["data"]["init"] == digest(path)
 
 
 def test_learning_rate_rises_and_falls():
@@ -329,7 +331,7 @@ REFUSED = {" ".join(flags): (flags, None, flags[0]) for flags in (
     "unknown model": (["--model", "gpt5"], None, "gpt5"),
     "unknown data": (["--data", "imdb"], None, "imdb"),
     "unknown init": (["--init", "zeros"], None, "zeros"),
-    "init of another width": (["--init", f"{TINY}/prompts/sst2-p10/prompt.safetensors"], None, "(10, 2, 256)"),
+    "init of another model": (["--init", f"{TINY}/prompts/sst2-p10/prompt.safetensors"], None, "trained on another model"),
     "prompt too long": (["--prompt-tokens", "24"], None, "--prompt-tokens 24"),
     "more labels than texts": (["--num-labels", "55"], None, "--num-labels 55"),
     "label out of range": ([], corrupt("d/dev.tsv", lambda data: data + b"a\t2\n"), "dev.tsv, line 14"),
@@ -337,7 +339,7 @@ REFUSED = {" ".join(flags): (flags, None, flags[0]) for flags in (
     "truncated weights": ([], corrupt("m/model.safetensors", lambda data: data[:-9]), "model.safetensors"),
     "too many merges": ([], lambda place, _: shutil.copy(TINY / "merges.txt", "m"), "merges.txt"),
     "out is a file": ([], lambda place, _: (place / "run").write_text(""), "run"),
-    "out is a run": ([], lambda place, _: (os.mkdir("run"), (place / "run/run.json").write_text("")), "--overwrite"),
+    "out is a run": ([], lambda place, _: (os.mkdir("run"), (place / "run/run.json").write_text("")), "not of our making"),
     "out holds something else": (["--overwrite"], lambda place, _: shutil.copytree("d", "run"), "holds no run"),
     "out under a file": (["--out", "d/dev.tsv/run"], None, "dev.tsv"),
     "full disk": ([], full_disk, "run/run.json: No space left on device"),
@@ -361,13 +363,13 @@ def test_one_sentence_exit_2_and_nothing_written(place, capsys, monkeypatch, cas
 def test_overwrite_replaces_a_run(place, monkeypatch):
     """First what the old one left goes, then run.json is replaced, so that no kill leaves a mixture; the summary is last."""
     os.mkdir("run")
-    (place / "run/run.json.tmp").write_text("{")  # it was killed before it began, which is no obstacle
+    (place / "run/.run.json.0123456789abcdef.tmp").write_text("{")  # it was killed before it began, which is no obstacle
     run("--steps", 1, "--prompt-tokens", 2)
     replace, replaced = os.replace, []
-    monkeypatch.setattr(os, "replace", lambda old, new: (replaced.append((str(new), os.listdir("run"))), replace(old, new)))
+    monkeypatch.setattr(os, "replace", lambda old, new: (replaced.append((str(new), [*contents(place / "run")])), replace(old, new)))
     run("--steps", 1, "--prompt-tokens", 3, "--overwrite")
-    assert os.listdir("run/prompts") == ["p3-s0"] and not os.path.exists("run/run.json.tmp")
-    assert replaced[0][0] == "run/run.json" and {*replaced[0][1]} == {"run.json", "run.json.tmp"}
+    assert os.listdir("run/prompts") == ["p3-s0"]
+    assert replaced[0][0] == "run/run.json" and {path.name.split(".")[-1] for path in replaced[0][1]} == {"json", "tmp"}
     assert [name for name, _ in replaced if name.endswith("summary.json")] == [replaced[-1][0]]
 
 

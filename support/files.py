@@ -1,0 +1,243 @@
+"""Bytes in and out: files whole or not at all, safetensors, hashes, rows, lines of a stream."""
+
+import codecs
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import os
+import re
+import secrets
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+
+ODD = (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError)
+ODD += (safetensors.SafetensorError,)
+
+
+@contextlib.contextmanager
+def damaged(path, what="is damaged; fetch it again"):
+    """All the ways in which the content of a file can be odd, as one ValueError that names it."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except ODD as error:
+        raise ValueError(f"{path} {what} ({str(error)[:200]!r})") from None
+
+
+def write_file(path, data, mark=b"", temporary=None):
+    """Write bytes so that path holds all of them or what it held before: new file, sync, rename.
+
+    Only a regular file is replaced, and with a mark, a pattern, only one that fits it, as ours do.
+    temporary: a name that nothing has yet, by itself one at random.
+    """
+    path = Path(path)
+    temporary = temporary or path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    there = os.path.lexists(path)
+    if there and (path.is_symlink() or not path.is_file()):
+        raise ValueError(f"{path} is a link or no file; name another")
+    if there and mark and not re.search(mark, path.read_bytes()[: 2**26]):
+        raise ValueError(f"{path} is there already and not of our making; name another")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if mark and not there:
+            os.link(temporary, path)  # fails where somebody was faster
+            temporary.unlink()
+        else:
+            os.replace(temporary, path)
+    except BaseException as error:
+        if getattr(error, "filename", None) != str(temporary):
+            temporary.unlink(missing_ok=True)
+        error.filename = str(path)  # a full disk does not say itself which file it was
+        raise
+
+
+def ours(folder, name):
+    """The path of one of our files in a folder; refused where a link could lead elsewhere."""
+    path = folder / name
+    above = path.parents[: name.count("/")]
+    if any(part.is_symlink() or part.exists() and not part.is_dir() for part in above):
+        raise ValueError(f"{above[0]} is a link or no folder; remove it, or name another")
+    if path.is_symlink() or path.exists() and not path.is_file():
+        raise ValueError(f"{path} is a link or no file; remove it, or name another folder")
+    return path
+
+
+def sha256(*paths):
+    """The hash, in hex, of the contents of files, one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+# ---- safetensors ----------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def open_safetensors(path):
+    """safetensors.safe_open on the CPU, memory-mapped, with errors that name the file."""
+    with damaged(path, "is no whole safetensors file"):
+        with safetensors.safe_open(path, framework="pt") as file:
+            yield file
+
+
+def read_safetensors(path):
+    """(tensors, metadata), two dictionaries; nothing stays mapped, so the file may be replaced."""
+    with open_safetensors(path) as file:
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
+        return tensors, file.metadata() or {}
+
+
+def each_tensor(path):
+    """(name, tensor) of a file, the largest of a checkpoint first; each leaves memory in its turn."""
+    with open_safetensors(path) as file:
+        names = sorted(file.keys(), reverse=True)  # wte while memory is empty
+    for name in names:
+        with open_safetensors(path) as file:  # anew: what was read leaves memory with its mapping
+            yield name, file.get_tensor(name)
+
+
+def safetensors_bytes(tensors, metadata):
+    """A safetensors file as bytes, the same for the same content: the library shuffles metadata."""
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    data = safetensors.torch.save(tensors, metadata)
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:end]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)  # tensors stay aligned
+    return len(header).to_bytes(8, "little") + header + data[end:]
+
+
+def weight_files(folder):
+    """The safetensors files of a checkpoint folder, in order: model.safetensors, or its shards."""
+    whole, index = Path(folder) / "model.safetensors", Path(folder) / "model.safetensors.index.json"
+    if whole.exists() or not index.exists():
+        return [whole]
+    with damaged(index, "does not list the shards of a checkpoint; fetch it again"):
+        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        strange = [name for name in names if not re.fullmatch(r"[\w-][\w.-]*", name)]
+        if strange or not names:  # each has to be in this folder
+            raise ValueError(*strange)
+    return [index.with_name(name) for name in names]
+
+
+# ---- trees: what has a state, as one file ---------------------------------------------------
+
+
+def tree_bytes(tree):
+    """JSON in the metadata, the tensors in it as safetensors, and a hash of both: one file."""
+    tensors = {}
+
+    def keep(tensor):
+        tensors[str(len(tensors))] = tensor.detach().cpu()
+        return {"tensor": str(len(tensors) - 1)}
+
+    return hashed_bytes(tensors, {"tree": json.dumps(tree, default=keep)})
+
+
+def hashed_bytes(tensors, metadata):
+    """A safetensors file that holds the hash of what it would be without the hash."""
+    whole = hashlib.sha256(safetensors_bytes(tensors, metadata)).hexdigest()
+    return safetensors_bytes(tensors, metadata | {"sha256": whole})
+
+
+def read_tree(path):
+    """The tree that tree_bytes wrote; keys that are numbers come back as numbers.
+
+    ValueError for a file that differs in any bit from what was written.
+    """
+    tensors, metadata = read_safetensors(path)
+    text = metadata["tree"]
+    if hashed_bytes(tensors, {"tree": text}) != Path(path).read_bytes():
+        raise ValueError("it is not as it was written")
+
+    def find(node):
+        if node.keys() == {"tensor"}:
+            return tensors[node["tensor"]]
+        return {int(key) if key.isdecimal() else key: value for key, value in node.items()}
+
+    return json.loads(text, object_hook=find)
+
+
+# ---- text -----------------------------------------------------------------------------------
+
+
+def read_text(path, most=None):
+    """A UTF-8 file without its byte order mark; ValueError, naming the line, if it is none.
+
+    most: bytes that it may have.
+    """
+    with open(path, "rb") as file:
+        data = file.read(most + 1 if most else -1)
+    if most and len(data) > most:
+        raise ValueError(f"{path} has more than {most:,} bytes")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}, line {line}, is not UTF-8 ({error.reason})") from None
+
+
+def rows_of(path):
+    """tsv, csv or jsonl -> (line number, {column: value}) for each row; line 1 names the columns.
+
+    tsv is GLUE's: no quoting, so a quotation mark is a quotation mark.  csv is a spreadsheet's.
+    """
+    text, number = read_text(path), 1
+    try:
+        if path.suffix == ".jsonl":
+            for number, line in enumerate(text.split("\n"), 1):
+                if line.strip():
+                    row = json.loads(line)
+                    yield number, row if isinstance(row, dict) else {}
+            return
+        glue = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+        style = glue if path.suffix == ".tsv" else {"strict": True}
+        reader = csv.reader(io.StringIO(text, newline=""), **style)
+        columns = dict.fromkeys(next(reader, []))  # a name that comes twice is one
+        number = 2
+        for row in filter(None, reader):
+            number = reader.line_num
+            if len(row) != len(columns):
+                raise ValueError(f"{len(row)} columns, but line 1 names {len(columns)}")
+            yield number, dict(zip(columns, row))
+            number += 1  # where a quotation that never ends begins
+    except (ValueError, csv.Error, RecursionError) as error:
+        raise ValueError(f"{path}, line {number}: {error}") from None
+
+
+def text_of(line, longest):
+    """A line of bytes -> (its text, None), or (what can be shown, why it cannot be answered)."""
+    text = line[:longest].decode("utf-8", "replace").strip()
+    if len(line) > longest:
+        return text[:80], f"is longer than {longest:,} bytes"
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return text, "is not UTF-8"
+    return text, None if text else "is blank"
+
+
+def lines_of(stream, most, longest):
+    """The lines of a stream, as text_of each, in lists of what has arrived: a pipe that trickles
+    is answered as it goes.
+
+    A list has `most` lines at most; of a line without end `longest` bytes and a piece are kept.
+    """
+    rest, mark = b"", codecs.BOM_UTF8  # which may stand before the first line
+    while data := stream.read1(2**16):
+        *lines, rest = (rest[: longest + 1] + data).split(b"\n")
+        for i in range(0, len(lines), most):
+            yield [text_of(line.removeprefix(mark), longest) for line in lines[i : i + most]]
+            mark = b""
+    if rest:
+        yield [text_of(rest.removeprefix(mark), longest)]

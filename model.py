@@ -166,7 +166,8 @@ class GPT2(nn.Module):
         Pads stand to the right of the text, where causal attention keeps every real token from
         seeing them: there is no padding mask, and the pad id does not matter.
         """
-        x = self.wte(ids) + self.wpe.weight[: ids.shape[1]]  # (B, T, C)
+        B, T = ids.shape
+        x = self.wte(ids) + self.wpe.weight[:T]  # (B, T, C)
         kept = []
         for block in self.h[:-1]:
             x, keys_values = block.read(x)
@@ -223,6 +224,8 @@ def classify(gpt2, prompts, ids, lengths, text=None):
     that prompt sees the text's first n_positions - P tokens, alone or in a pack.  Gradients reach
     the prompts and nothing else.  text: what `gpt2.read(ids)` gave before, to spare the reading.
     """
+    (B, T), K, N = ids.shape, len(prompts), len(prompts[0].head)
+    assert lengths.shape == (B,)
     if text is None:
         text = gpt2.read(ids)  # (L, 2, B, H, T, D)
     x, masks = [], []
@@ -232,12 +235,14 @@ def classify(gpt2, prompts, ids, lengths, text=None):
         # Positions restart with each prompt: in a pack, too, it stands right after the text.
         position = seen[:, None] + torch.arange(P, device=ids.device)  # (B, P)
         x.append(prompt.vectors + gpt2.wpe(position))  # (B, P, C)
-        masks.append(prompt_mask(seen, ids.shape[1], P))  # (B, 1, P, T+P)
+        masks.append(prompt_mask(seen, T, P))  # (B, 1, P, T+P)
     x = torch.cat(x, dim=1).to(gpt2.wpe.weight.dtype)  # (B, S, C)
     hidden = gpt2.follow(x, text, masks)  # (B, K, C)
 
     heads = torch.stack([prompt.head for prompt in prompts])  # (K, N, C)
-    return torch.einsum("bkc,knc->kbn", hidden.to(heads.dtype), heads)
+    logits = torch.einsum("bkc,knc->kbn", hidden.to(heads.dtype), heads)
+    assert logits.shape == (K, B, N), "a head of another width would go unnoticed in an argmax"
+    return logits
 
 
 def losses(logits, labels):

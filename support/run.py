@@ -146,9 +146,11 @@ class Meter:
     def add(self, step, loss, correct, norm, n, whole):
         """loss, correct and norm (K,) of a step; n of its `whole` texts were read here."""
         counts = [loss * n, correct * bool(n), torch.ones_like(loss) * n]
-        self.sums = self.sums + torch.stack(counts)  # (3, K)
-        fresh = ~norm.isfinite() & (self.broke == 0)
-        self.broke = torch.where(fresh, step, self.broke)  # (K,)
+        # What a checkpoint gave back lies on the CPU.
+        self.sums = torch.as_tensor(self.sums, device=loss.device) + torch.stack(counts)  # (3, K)
+        broke = torch.as_tensor(self.broke, device=norm.device)
+        fresh = ~norm.isfinite() & (broke == 0)
+        self.broke = torch.where(fresh, step, broke)  # (K,)
         if self.since is None:  # the first step of an epoch is warm-up
             self.since = time.perf_counter()
         else:

@@ -81,10 +81,10 @@ SUMMARY = {"prompts": [PROMPT], "baselines": {"majority": number, "untrained": n
 POINT = {"epoch": int, "prompt": text, "split": text, "accuracy": number}
 
 
-def typed(path, value, form, what="is damaged, or not of our making"):
-    """value, if it has the form; else ValueError: `path` and what is wrong with it."""
+def typed(path, value, form):
+    """value, if it has the form; else ValueError, which names the path."""
     if not fits(value, form):
-        raise ValueError(f"{path} {what}")
+        raise ValueError(f"{path} is damaged, or not of our making")
     return value
 
 

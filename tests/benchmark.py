@@ -1,13 +1,13 @@
 """How fast training is, beside the peers, in one process and one run.
 
-    python tests/benchmark.py                         gpt2 geometry, reviews, some ten minutes on two cores
+    python tests/benchmark.py                         gpt2 geometry, reviews, some twenty minutes on two cores
     python tests/benchmark.py --data FOLDER           the batches of another data set, such as SST-2's
     python tests/benchmark.py --text-tokens 256 --prompt-tokens 5
     python tests/benchmark.py --device cuda --size gpt2-large
 
-Weights are random, so nothing is downloaded.  Every contender trains a prompt of the same length and a head on the
-same batches; rounds are interleaved, so that a slow moment of a shared machine hits all of them; medians and ratios
-are what to read.  The peers need `pip install -e '.[bench]'`.
+Weights are random, so nothing is downloaded.  Every contender trains a prompt of the same length and a head; rounds are
+interleaved, so that a slow moment of a shared machine hits all of them; medians of the time per text, and ratios of
+these, are what to read.  The peers need `pip install -e '.[bench]'`.
 
 (a) the post: transformers' GPT2ForSequenceClassification, prompt inserted after the last token, float32, frozen body
 (b) the same under bfloat16 autocast
@@ -15,9 +15,15 @@ are what to read.  The peers need `pip install -e '.[bench]'`.
 (d) this project, one prompt                     (d') the same with the text's keys and values kept from before
 (e) this project, six prompts of 1 2 5 10 20 50 tokens in a pack, and the same six one after the other
 (f) the floor: nothing but (d)'s matrix products, forward and backward      (f') nothing but those of (d')
+(g) the post as people run it: (a) in random order      (g') (b) in random order      (h) PEFT: (c) in random order
 
-Where the hardware does not multiply bfloat16 fast, this project computes in float32, and so does (c), since emulated
-bfloat16 would only make a peer look slow; (b) is left out.
+All batches hold equally many texts of one data set, each padded to its longest.  (a) to (f) get this project's, of
+near-equal lengths, which spare the peers most pads; (g) and (h) get what a loader that shuffles would make.  So g/a is
+what sorting by length gives, a/d the rest, g/d both.  The batches of either epoch, sorted by length, are split into
+--batches parts; the one nearest to its part's mean length is taken.  Texts of --text-tokens need no (g) and no (h).
+
+Where the hardware does not multiply bfloat16 fast, this project, (c) and (h) compute in float32, since emulated
+bfloat16 would only make a peer look slow; (b) and (g') are left out.
 """
 
 import argparse
@@ -25,6 +31,7 @@ import ctypes
 import json
 import os
 import platform
+import random
 import re
 import statistics
 import sys
@@ -37,7 +44,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import trange
 
-from data import Tokenizer, batches, collate, read_split
+from data import Tokenizer, batches, collate, cut, read_split
 from model import GPT2, GPT2Config, Prompt
 from support.fetch import ROOT
 from support.flags import device_of
@@ -71,49 +78,46 @@ def hugging_face(size, device):
     return GPT2ForSequenceClassification(config).to(device).eval().requires_grad_(False)
 
 
-def autocast(device, on):
-    return torch.autocast(device.type, torch.bfloat16, enabled=on)
-
-
-def post(base, P, bf16):
-    """The blog post's way: text and prompt embedded in one sequence, all of it read with gradient"""
-    device = base.device
-    prompt = torch.nn.Parameter(base.transformer.wte.weight[300 : 300 + P].detach().clone())
-    base.score.requires_grad_(True)
-    optimizer = torch.optim.AdamW([prompt, base.score.weight], lr=1e-3)
+def peer(parameters, loss_of, bf16):
+    """The step that both peers train by; loss_of: (ids, lengths, labels) -> loss"""
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3)
 
     def step(batch):
-        ids, lengths, labels = batch
-        x = F.pad(base.transformer.wte(ids), (0, 0, 0, P))  # (B, T+P, C)
-        mask = torch.zeros(x.shape[:2], device=device)
-        for row, length in enumerate(lengths.tolist()):
-            x[row, length : length + P] = prompt
-            mask[row, : length + P] = 1
-        with autocast(device, bf16):
-            loss = base(inputs_embeds=x, attention_mask=mask, labels=labels).loss
+        with torch.autocast(batch[0].device.type, torch.bfloat16, enabled=bf16):
+            loss = loss_of(*batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
     return step
+
+
+def post(base, P, bf16):
+    """The blog post's way: text and prompt embedded in one sequence, all of it read with gradient"""
+    prompt = torch.nn.Parameter(base.transformer.wte.weight[300 : 300 + P].detach().clone())
+    base.score.requires_grad_(True)
+
+    def loss_of(ids, lengths, labels):
+        x = F.pad(base.transformer.wte(ids), (0, 0, 0, P))  # (B, T+P, C)
+        mask = torch.zeros(x.shape[:2], device=x.device)
+        for row, length in enumerate(lengths.tolist()):
+            x[row, length : length + P] = prompt
+            mask[row, : length + P] = 1
+        return base(inputs_embeds=x, attention_mask=mask, labels=labels).loss
+
+    return peer([prompt, base.score.weight], loss_of, bf16)
 
 
 def peft_prompt_tuning(base, P, bf16):
     from peft import PromptTuningConfig, get_peft_model
 
     model = get_peft_model(base, PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=P)).to(base.device).eval()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
 
-    def step(batch):
-        ids, lengths, labels = batch
+    def loss_of(ids, lengths, labels):
         mask = (torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]).long()
-        with autocast(base.device, bf16):
-            loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        return model(input_ids=ids, attention_mask=mask, labels=labels).loss
 
-    return step
+    return peer([p for p in model.parameters() if p.requires_grad], loss_of, bf16)
 
 
 def products(gpt2, P, read=True):
@@ -212,18 +216,35 @@ def graph_bytes(step, batch):
     return kept, texts
 
 
+def chip_of(device):
+    """Its name; of a CPU also which instructions it has of those that matter here."""
+    info = Path("/proc/cpuinfo").read_text()
+    name, *_ = re.findall(r"^model name\s*: (.+)", info, re.M) or [platform.machine()]
+    has = [flag for flag in ("avx2", "avx512_bf16", "amx_bf16") if re.search(rf"\b{flag}\b", info)]
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else " ".join([name, *has])
+
+
 def make_batches(args, device):
-    """Some batches as training draws them, their lengths spread as in the data; or all of --text-tokens."""
+    """[(batches that stand for an epoch, the epoch's mean length)]: as training draws them, and in random order."""
     tokenizer = Tokenizer(ROOT / "weights/tiny/merges.txt")
     examples = [(tokenizer.encode(text), label) for text, label in read_split(args.data, "train")]
     if args.text_tokens:
         joined = [i for ids, _ in examples for i in ids]
         T = args.text_tokens
         examples = [(joined[i : i + T], i // T % 2) for i in range(0, len(joined) - T, T)]
-    drawn = [b for b in batches(examples, args.batch_size, epoch=1) if len(b) == args.batch_size]
-    drawn.sort(key=lambda b: sum(len(examples[i][0]) for i in b))
-    chosen = [drawn[int((i + 0.5) * len(drawn) / args.batches)] for i in range(args.batches)]
-    return [tuple(t.to(device) for t in collate([examples[i] for i in b])) for b in chosen]
+    lengths = torch.tensor([float(len(ids)) for ids, _ in examples])
+
+    def some(plan):
+        plan = torch.tensor([batch for batch in plan if len(batch) == args.batch_size])  # (batches, B)
+        longest = lengths[plan].amax(1)  # the length of a batch, pads included
+        parts = longest.argsort(stable=True).tensor_split(min(args.batches, len(plan)))
+        chosen = [part[(longest[part] - longest[part].mean()).abs().argmin()] for part in parts]
+        todo = [tuple(t.to(device) for t in collate([examples[i] for i in plan[k].tolist()])) for k in chosen]
+        return todo, longest.mean().item()
+
+    near = some(batches(examples, args.batch_size, epoch=1))
+    shuffled = random.Random(0).sample(range(len(examples)), len(examples))
+    return [near] if args.text_tokens else [near, some(cut(shuffled, args.batch_size))]
 
 
 def parse_args(argv):
@@ -244,12 +265,14 @@ def parse_args(argv):
 LABELS = {
     "a": "the post, float32", "b": "the post, bf16 autocast", "c": "PEFT prompt tuning", "d": "ours", "d'": "ours, texts kept",
     "e": "ours, six in a pack", "f": "floor of d", "f'": "floor of d'",
+    "g": "a in random order", "g'": "b in random order", "h": "c in random order",
 }  # fmt: skip
-RATIOS = ("a/d", "b/d", "c/d", "a/d'", "b/d'", "c/d'", "a6/e", "e6/e", "f/d", "f'/d'")
+MIXED = {"g": "a", "g'": "b", "h": "c"}
+RATIOS = "a/d b/d c/d g/d g'/d h/d a/d' b/d' c/d' g/d' g'/d' h/d' g/a g'/b h/c a6/e e6/e f/d f'/d'".split()
 
 
-def make_contenders(args, gpt2, todo):
-    """{name: step}; "a5" is (a) with a prompt of 5 tokens, "e5" is (e)'s prompt of 5 tokens alone"""
+def make_contenders(args, gpt2, todo, mixed=None):
+    """{name: (step, batches)}; "a5" is (a) with a prompt of 5 tokens, "e5" is (e)'s prompt of 5 tokens alone"""
     P, device, bf16 = args.prompt_tokens, args.device, gpt2.wte.weight.dtype == torch.bfloat16
     texts = {id(batch): gpt2.read(batch[0]) for batch in todo}
     steps = {"d": ours(gpt2, [P]), "d'": ours(gpt2, [P], texts), "e": ours(gpt2, PACK)}
@@ -265,7 +288,9 @@ def make_contenders(args, gpt2, todo):
         steps["c"] = peft_prompt_tuning(hugging_face(args.size, device), P, bf16)
     except ImportError as error:
         print(f"without some peers: {error}", file=sys.stderr)
-    return dict(sorted(steps.items()))
+    contenders = {name: (step, todo) for name, step in steps.items()}
+    contenders |= {name: (steps[of], mixed) for name, of in MIXED.items() if mixed and of in steps}
+    return dict(sorted(contenders.items()))
 
 
 def main(argv=None):
@@ -273,47 +298,49 @@ def main(argv=None):
     device, P = args.device, args.prompt_tokens
     C, L, H = SIZES[args.size]
     torch.manual_seed(0)
-    todo = make_batches(args, device)
-    shapes = [tuple(batch[0].shape) for batch in todo]
+    todo, epoch_means = zip(*make_batches(args, device))
+    shapes = [[tuple(batch[0].shape) for batch in its] for its in todo]
     dtype = body_dtype("auto", device)
     gpt2 = GPT2(GPT2Config(V, POSITIONS, C, L, H)).to(device, dtype).requires_grad_(False)
-    contenders = make_contenders(args, gpt2, todo)
+    contenders = make_contenders(args, gpt2, *todo)
 
     times = {name: [] for name in contenders}
-    for round in trange(-1, args.rounds, unit="round", disable=None):  # the first is warm-up
-        for name, step in contenders.items():
-            spent = seconds(step, todo, device)
+    for round in trange(-3, args.rounds, unit="round", disable=None):  # the first three are warm-up
+        for name, (step, its) in contenders.items():
+            spent = seconds(step, its, device)
             if round >= 0:
                 times[name].append(spent)
     median = {name: statistics.median(spent) for name, spent in times.items()}
     for six in "ae":
         if f"{six}{PACK[0]}" in median:
             median[f"{six}6"] = sum(median[f"{six}{p}"] for p in PACK)
-    longest = max(todo, key=lambda batch: batch[0].shape[1])
-    memory = {name: peak_bytes(contenders[name], longest, device) for name in LABELS if name in contenders}
-    kept, texts = graph_bytes(contenders["d"], longest)
+    largest = {name: (step, max(its, key=lambda batch: batch[0].shape[1])) for name, (step, its) in contenders.items()}
+    memory = {name: peak_bytes(*largest[name], device) for name in LABELS if name in contenders}
+    kept, texts = graph_bytes(*largest["d"])
     weights = {p.untyped_storage().data_ptr() for p in gpt2.parameters()}
     graph = sum(size for pointer, size in kept.items() if pointer not in texts | weights)
-    flops = sum(2 * rows * w.numel() for batch in todo for part in products(gpt2, P)(batch) for rows, w in part)
+    flops = sum(2 * rows * w.numel() for batch in todo[0] for part in products(gpt2, P)(batch) for rows, w in part)
 
     ratios = {pair: median[a] / median[b] for pair in RATIOS for a, b in [pair.split("/")] if {a, b} <= median.keys()}
     if "a" in memory:
         ratios["memory a/d"] = memory["a"] / memory["d"]
-    n = args.batch_size * len(todo)
-    print(f"{args.size}, P = {P}, batches {shapes}, {dtype} on {device}, medians of {args.rounds} rounds")
+    n, chip, threads = args.batch_size * len(todo[0]), chip_of(device), torch.get_num_threads()
+    print(f"{args.size}, P = {P}, {dtype} on {device} ({chip}; threads: {threads}), medians of {args.rounds} rounds")
+    for order, its, mean in zip(("near-equal lengths", "random order"), shapes, epoch_means):
+        print(f"{order}: batches {its}, mean length {statistics.mean(T for _, T in its):.1f}, whole epoch {mean:.1f}")
     for name in memory:
         print(f"{name:3} {LABELS[name]:24} {n / median[name]:9.1f} examples/s  {median[name] / median['d']:6.2f} x d's time"
               f"  step's peak {memory[name] / 2**20:7.1f} MiB")  # fmt: skip
     print(f"autograd graph of d {graph / 2**20:.1f} MiB; matrix products alone {flops / median['f'] / 1e9:.0f} GFLOP/s")
     print("times: " + "  ".join(f"{pair} {value:.2f}" for pair, value in ratios.items()))
     sweep = SST2_ROWS * 3 / n * median["e"]
-    print(f"SST-2's {SST2_ROWS:,} rows x 3 epochs with the pack, projected from these steps: {sweep / 3600:.1f} hours")
+    hours = f"{sweep / 3600:.1f} hours ({sweep / 60:.0f} minutes)"
+    print(f"SST-2's {SST2_ROWS:,} rows x 3 epochs with the pack, projected from these steps: {hours}")
     if args.json:
-        chip = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-        versions = {"python": platform.python_version(), "torch": torch.__version__}
-        figures = {"argv": sys.argv[1:] if argv is None else argv, "versions": versions, "chip": chip, "cores": os.cpu_count(),
-                   "dtype": str(dtype), "batches": shapes, "seconds": times, "peak_bytes": memory, "graph_bytes": graph,
-                   "ratios": ratios, "sweep_seconds": sweep}  # fmt: skip
+        figures = {"argv": sys.argv[1:] if argv is None else argv, "chip": chip, "cores": os.cpu_count(),
+                   "versions": {"python": platform.python_version(), "torch": torch.__version__}, "threads": threads,
+                   "dtype": str(dtype), "batches": shapes, "epoch_means": epoch_means, "seconds": times,
+                   "peak_bytes": memory, "graph_bytes": graph, "ratios": ratios, "sweep_seconds": sweep}  # fmt: skip
         Path(args.json).write_text(json.dumps(figures, indent=2) + "\n")
     return ratios
 

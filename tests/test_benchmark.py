@@ -1,6 +1,7 @@
 """tests/benchmark.py runs and compares like with like.  Nothing here looks at a clock."""
 
 import json
+import statistics
 
 import benchmark
 import pytest
@@ -9,15 +10,60 @@ import torch
 from model import GPT2, GPT2Config, Prompt, classify
 
 
-def test_it_runs_and_writes_its_figures(tmp_path, capsys):
+CPU = torch.device("cpu")
+
+
+def test_it_runs_and_writes_its_figures(tmp_path, capsys, monkeypatch):
     pytest.importorskip("transformers")
     flags = ["--size", "tiny", "--rounds", "1", "--batches", "1", "--batch-size", "4", "--prompt-tokens", "3"]
+    timed, seconds = [], benchmark.seconds
+    monkeypatch.setattr(benchmark, "seconds", lambda step, *more: timed.append(step) or seconds(step, *more))
     ratios = benchmark.main([*flags, "--json", str(tmp_path / "figures.json")])
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["ratios"] == ratios and all(value > 0 for value in ratios.values())
-    assert {"a/d", "a6/e", "e6/e", "f/d", "f'/d'", "memory a/d"} <= ratios.keys()
+    assert {"a/d", "g/d", "g/d'", "g/a", "a6/e", "e6/e", "f/d", "f'/d'", "memory a/d"} <= ratios.keys()
+    assert ("g'/d" in ratios, "h/d" in ratios) == ("b/d" in ratios, "c/d" in ratios)  # bfloat16, and PEFT
+    assert len(timed) == (3 + 1) * len(figures["seconds"]) and {*map(len, figures["seconds"].values())} == {1}
     out = capsys.readouterr().out
-    assert all(benchmark.LABELS[name] in out for name in ("a", "d", "d'", "e", "f", "f'")) and "projected" in out
+    assert all(benchmark.LABELS[name] in out for name in ("a", "d", "d'", "e", "f", "f'", "g")) and "projected" in out
+    chip = benchmark.chip_of(CPU)
+    assert chip in out and ("bf16" in chip) == (benchmark.body_dtype("auto", CPU) == torch.bfloat16)
+
+
+def test_batches_stand_for_an_epoch_of_the_same_texts():
+    """Both kinds hold as many of the same texts; but those in random order are unsorted, and so full of pads."""
+    args = benchmark.parse_args(["--batch-size", "8", "--batches", "5"])
+    tokenizer = benchmark.Tokenizer(benchmark.ROOT / "weights/tiny/merges.txt")
+    known = {tuple(tokenizer.encode(text)) for text, _ in benchmark.read_split("reviews", "train")}
+    (near, near_mean), (mixed, mixed_mean) = benchmark.make_batches(args, CPU)
+    for todo, mean in ((near, near_mean), (mixed, mixed_mean)):
+        assert len(todo) == 5 and statistics.mean(ids.shape[1] for ids, _, _ in todo) == pytest.approx(mean, rel=0.05)
+        for ids, lengths, labels in todo:
+            assert len(ids) == len(lengths) == len(labels) == 8 and ids.shape[1] == lengths.max()
+            assert {tuple(row[:length]) for row, length in zip(ids.tolist(), lengths)} <= known
+    ascending = lambda batch: batch[1].tolist() == sorted(batch[1].tolist())
+    assert all(map(ascending, near)) and not any(map(ascending, mixed))
+    filled = [sum(lengths.sum() / ids.numel() for ids, lengths, _ in todo) / 5 for todo in (near, mixed)]
+    assert filled[0] > 0.95 and filled[1] < 0.7
+    assert near_mean < 1.05 * statistics.mean(map(len, known)) and mixed_mean > 1.4 * near_mean
+    [(equal, mean)] = benchmark.make_batches(benchmark.parse_args(["--text-tokens", "30"]), CPU)
+    assert mean == 30 and all(ids.shape == (32, 30) for ids, _, _ in equal)
+
+
+def test_who_trains_on_which_batches():
+    pytest.importorskip("transformers")
+    C, L, H = benchmark.SIZES["tiny"]
+    for dtype in (torch.float32, torch.bfloat16):
+        gpt2 = GPT2(GPT2Config(benchmark.V, 64, C, L, H)).to(dtype).requires_grad_(False)
+        args = benchmark.parse_args(["--size", "tiny", "--batch-size", "4", "--prompt-tokens", "3"])
+        (near, _), (mixed, _) = benchmark.make_batches(args, CPU)
+        contenders = benchmark.make_contenders(args, gpt2, near, mixed)
+        assert all(batches is (mixed if name[0] in "gh" else near) for name, (_, batches) in contenders.items())
+        for name, of in (("g", "a"), ("g'", "b"), ("h", "c")):  # the very same way to train
+            assert (name in contenders) == (of in contenders)
+            assert name not in contenders or contenders[name][0] is contenders[of][0]
+        assert "g" in contenders and ("g'" in contenders) == (dtype == torch.bfloat16)
+        assert not {"g", "g'", "h"} & benchmark.make_contenders(args, gpt2, near).keys()
 
 
 def test_the_graph_does_not_grow_with_the_text():

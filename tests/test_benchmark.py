@@ -66,6 +66,21 @@ def test_who_trains_on_which_batches():
         assert not {"g", "g'", "h"} & benchmark.make_contenders(args, gpt2, near).keys()
 
 
+def test_peft_is_trained_on_the_same_and_answers_by_the_batch():
+    """One epoch of a few texts: nobody learns much, but all of it runs."""
+    pytest.importorskip("transformers"), pytest.importorskip("peft")
+    import coming_from_peft as beside
+
+    train, held, dev = (pairs[:40] for pairs in beside.train.read_data(beside.train.parse_args([]))[:3])
+    for side in ("left", "right"):
+        tokenizer, model = beside.peft_model(0, side)
+        assert [p.shape for p in model.parameters() if p.requires_grad] == [(2, 256), (10, 256)] and not model.training
+        accuracy, spent, ask = beside.run_peft(0, side, (train, held, dev), epochs=1)
+        assert 0 < accuracy < 1 and spent > 0
+        alone, among_others = ask([beside.SHORT])[0], ask([beside.SHORT, beside.LONG])[0]
+        assert ask([beside.SHORT] * 2) == pytest.approx([alone] * 2, abs=1e-5) and abs(alone - among_others) > 1e-3
+
+
 def test_the_graph_does_not_grow_with_the_text():
     """What autograd keeps above the texts' own keys and values: only the attention weights see T."""
     gpt2 = GPT2(GPT2Config(500, 512, 64, 4, 4)).requires_grad_(False)

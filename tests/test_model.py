@@ -3,13 +3,19 @@
 import errno
 import json
 import os
+import re
+import shutil
+import subprocess
+import sys
 
 import oracle
 import pytest
 import torch
-from checkpoints import mask_buffers, random_weights, sizes, write_checkpoint, write_shards
-from safetensors.torch import save_file
+from checkpoints import TINY, mask_buffers, random_weights, sizes, write_checkpoint, write_shards
+from safetensors.torch import load_file, save_file
 
+import evaluate
+from data import Tokenizer
 from model import GPT2Config, Prompt, choose, classify, load_gpt2, load_prompt, losses, prompt_mask, save_prompt
 from support.files import weight_files
 from train import train_step
@@ -150,6 +156,75 @@ def test_one_column_is_a_regression():
     assert choose(logits).tolist() == [[0, 1, 0], [0, 0, 1]] and choose(logits).dtype == torch.int64
     truth = [(0.04 + 0.01 + 0.25) / 3, (0 + 16 + 0.16) / 3]
     assert losses(logits, torch.tensor([0.0, 1.0, 1.0])).tolist() == pytest.approx(truth)
+
+
+# ---- the story that the oracle tells --------------------------------------------------------------
+
+
+REVIEWS = TINY / "prompts" / "reviews-p10" / "prompt.safetensors"
+
+
+def logits_in(out):
+    """The two that the story prints"""
+    return torch.tensor([float(number) for number in re.search(r"logits +(\S+) +(\S+),", out).groups()])
+
+
+@pytest.fixture(scope="module")
+def answer():
+    """What `predict --json` says of "great fun" in float32: the logits"""
+    return torch.tensor(evaluate.load(REVIEWS, device="cpu", dtype="float32").predict(["great fun"])[0]["logits"])
+
+
+def test_the_story_ends_as_predict_does(capsys):
+    """To the digits shown, on one screen."""
+    told = subprocess.run([sys.executable, "tests/oracle.py", "great fun"], cwd=TINY.parent.parent, capture_output=True, text=True, check=True)
+    lines = told.stdout.splitlines()
+    assert len(lines) <= 40 and max(map(len, lines)) <= 100
+    evaluate.main(["predict", str(REVIEWS), "great fun", "--json", "--dtype", "float32", "--device", "cpu"])
+    said = json.loads(capsys.readouterr().out)
+    assert (logits_in(told.stdout) - torch.tensor(said["logits"])).abs().max() < 2e-5
+    shares = re.search(r"probabilities +(\S+) +(\S+)", told.stdout).groups()
+    assert list(map(float, shares)) == pytest.approx(said["probabilities"], abs=6e-4)
+    gpt2, prompt = load_gpt2(TINY, torch.float64), load_prompt(REVIEWS)[0].double()
+    ids, lengths = pad([Tokenizer(TINY / "merges.txt").encode("great fun")])
+    for label in (0, 1):
+        loss = losses(classify(gpt2, [prompt], ids, lengths), torch.tensor([label])).sum()
+        of_vectors, of_head = torch.autograd.grad(loss, (prompt.vectors, prompt.head))
+        truth = [loss.item(), of_head.norm().item(), of_vectors.norm().item(), *of_vectors.norm(dim=1).tolist()]
+        assert list(map(float, lines[label - 2].split())) == pytest.approx([label, *truth], abs=6e-4)
+
+
+@pytest.mark.parametrize("name,change", [
+    ("model.safetensors", lambda t: t["wpe.weight"].copy_(t["wpe.weight"].roll(1, 0))),
+    ("model.safetensors", lambda t: t["h.3.attn.c_proj.weight"].copy_(t["h.3.attn.c_proj.weight"].t().clone())),
+    ("model.safetensors", lambda t: t["h.5.ln_2.bias"][7].add_(0.1)),
+    ("prompt.safetensors", lambda t: t["prompt"][9, 0].add_(0.1)),
+    ("prompt.safetensors", lambda t: t["prompt"].copy_(t["prompt"].flip(0))),
+    ("prompt.safetensors", lambda t: t["head.weight"].copy_(t["head.weight"].flip(0))),
+    ("merges.txt", None), ("", None),
+])  # fmt: skip
+def test_one_changed_thing_changes_the_story(tmp_path, capsys, answer, name, change):
+    """The last of these changes nothing, so that the others are seen for what they are."""
+    shutil.copytree(TINY, tmp_path, dirs_exist_ok=True)
+    shutil.copy(REVIEWS, tmp_path)
+    if change:
+        tensors = load_file(tmp_path / name)
+        change(tensors)
+        save_file(tensors, tmp_path / name)
+    elif name:
+        lines = (tmp_path / name).read_text("utf-8").split("\n")
+        lines[240], lines[241] = lines[241], lines[240]  # "reat", of id 496, is made in the latter
+        (tmp_path / name).write_text("\n".join(lines), "utf-8")
+    oracle.story("great fun", tmp_path, tmp_path / "prompt.safetensors")
+    assert ((logits_in(capsys.readouterr().out) - answer).abs().max() > 1e-4) == bool(name)
+
+
+@pytest.mark.parametrize("text", ["it's 1999 , they'LL SAY", " naïve 電影 🎬 ²Ⅷ\u00ad\u00a0. ", "a\n\n  b\t c_d--", "<|endoftext|>", "x " * 300])
+def test_the_story_has_the_tokens_of_the_tokenizer(capsys, monkeypatch, text):
+    monkeypatch.chdir(TINY.parent.parent)
+    oracle.story(text)
+    ids = re.findall(r" \(id (\d+)\)", capsys.readouterr().out.splitlines()[0])
+    assert list(map(int, ids)) == Tokenizer(TINY / "merges.txt").encode(text.strip())[:118]
 
 
 # ---- checkpoints ------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """Texts: from a file to batches of token ids.
 
-Tokenizer, clean, read_split, hold_out, encode, collate, batches, in the order in which a text meets
-them.  Whatever is wrong with a file ends in a ValueError or OSError whose one sentence names it.
+Tokenizer, clean, read_split, label_names, hold_out, encode, collate, batches, in the order in which
+a text meets them.  Whatever is wrong with a file ends in a ValueError or OSError whose one sentence
+names it.
 """
 
 import itertools
@@ -79,26 +80,72 @@ def clean(text):
     return text.strip()
 
 
-def read_split(data, split, num_labels=2):
+def readable(text):
+    """(a text, cleaned, None), or ("", why it cannot be read)."""
+    try:
+        text = clean(text)
+    except UnicodeEncodeError:
+        return "", "is not UTF-8"
+    except ValueError as error:
+        return "", f"is too long: {error}"
+    return text, None if text else "is blank"
+
+
+def value_in(row, column, *known):
+    """What a row says in this column, or, where none was asked for, in the first known one it has."""
+    names = [column] if column else [name for name in known if name in row]
+    return row.get(names[0]) if names else None
+
+
+def text_in(row, column=None):
+    """(the text of a row, None), or ("", why it has none)."""
+    text = value_in(row, column, "sentence", "text")
+    if not isinstance(text, str):
+        return "", f"has no text in a column {column or 'sentence or text'} (--text-column)"
+    text, problem = readable(text)
+    return text, problem and f"has a text that {problem}"
+
+
+def read_split(data, split, num_labels=2, names=(), columns=(None, None)):
     """One split as a list of (text, label), cleaned and checked; ValueError names file and line.
 
-    The columns are `sentence` (or `text`) and `label`: 0 to num_labels - 1, or any number where
-    num_labels is 1 (regression).
+    columns: of the text (`sentence` or `text`) and of the `label`: one of the names, or 0 to
+    num_labels - 1, or any number where num_labels is 1 (regression).
     """
-    path, examples = fetch.split_file(data, split), []
+    path, examples, quoted = fetch.split_file(data, split), [], []
     for number, row in files.rows_of(path):
-        text, label = row.get("sentence", row.get("text")), row.get("label")
+        (text, problem), label = text_in(row, columns[0]), value_in(row, columns[1], "label")
+        if label is None:
+            problem = f"has no label in a column {columns[1] or 'label'} (--label-column)"
         try:
-            if None in (text, label):
-                raise ValueError("columns sentence (or text) and label are needed")
-            if not isinstance(text, str) or not (text := clean(text)):
-                raise ValueError("the text is blank; remove the row")
-            examples.append((text, checks.label(label, num_labels)))
+            if problem:
+                raise ValueError(f"the row {problem}")
+            examples.append((text, checks.label(label, num_labels, names)))
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
+        if path.suffix == ".tsv" and text[0] == text[-1] == '"' and '""' in text[1:-1]:
+            quoted.append(number)
     if not examples:
         raise ValueError(f"{path} has no rows")
+    if quoted:
+        print(
+            f"warning: {path}, line {quoted[0]}: quotation marks as a spreadsheet writes them, but "
+            "in a tsv they belong to the text, as in GLUE's; save it as csv",
+            file=sys.stderr,
+        )
     return examples
+
+
+def label_names(data, column=None):
+    """What the labels of train are called, in the order of their first appearance (but negative
+    before positive); none where they are numbers."""
+    rows = files.rows_of(fetch.split_file(data, "train"))
+    values = [value_in(row, column, "label") for _, row in rows]
+    if any(map(checks.is_number, values)):
+        return []
+    words = dict.fromkeys(value.strip() for value in values if isinstance(value, str))
+    names = [*filter(None, words)]
+    return checks.KNOWN if sorted(names) == checks.KNOWN else names
 
 
 def hold_out(examples, size, seed=0):

@@ -14,17 +14,14 @@ RUN is a run folder (its best prompt answers), a prompt folder in it, or a promp
 prompts (score and predict: --with RUN, --all) answer together, an ensemble, by their mean logits.
 """
 
-import contextlib
 import math
-import sys
 from types import SimpleNamespace
 
 import torch
-from tqdm import tqdm
 
-from data import LONGEST, TEXT_RULE, Tokenizer, clean, collate, cut, encode, read_split
+from data import TEXT_RULE, Tokenizer, collate, cut, encode, read_split, readable
 from model import choose, classify, load_gpt2, load_prompt, losses
-from support import checks, fetch, files, flags, machine
+from support import checks, fetch, flags, machine
 from support.run import find_prompts
 
 # ---- numbers --------------------------------------------------------------------------------
@@ -153,20 +150,34 @@ class Classifier:
         examples = encode(self.tokenizer, pairs, self.gpt2.config.n_positions, longest)
         return answers(self.gpt2, self.prompts, examples, self.batch_size)
 
-    def answer_split(self, data, split):
+    def answer_split(self, data, split, columns=(None, None)):
         """(texts, labels (n,), logits (K, n, N)) of a labelled data set; None: its own."""
-        data = data or self.metadata["recipe"].get("data", "")
-        pairs = read_split(data, split, len(self.prompts[0].head))
+        recipe = self.metadata["recipe"]
+        own = recipe.get("text_column"), recipe.get("label_column")
+        columns = [column or its for column, its in zip(columns, own)]
+        N = len(self.prompts[0].head)
+        pairs = read_split(data or recipe.get("data", ""), split, N, self.labels, columns)
         texts, labels = zip(*pairs)
         return texts, torch.tensor(labels), self.logits(pairs)
 
     def predict(self, texts):
         """[text] -> of each a dictionary: text, label, label_name, logits [N], probabilities."""
-        texts = [checks.input_text(number, text, clean) for number, text in enumerate(texts, 1)]
-        logits = self.logits([(text, 0) for text in texts]).mean(dim=0)  # (n, N)
+        pairs = []
+        for number, text in enumerate(texts, 1):
+            text, problem = readable(text)
+            if problem:
+                raise ValueError(f"text {number} {problem}")
+            pairs.append((text, 0))
+        logits = self.logits(pairs).mean(dim=0)  # (n, N)
         labels = choose(logits).tolist()
         names = [self.labels[label] for label in labels]
-        rows = zip(texts, labels, names, logits.tolist(), probabilities(logits).tolist())
+        rows = zip(
+            (text for text, _ in pairs),
+            labels,
+            names,
+            logits.tolist(),
+            probabilities(logits).tolist(),
+        )
         return [dict(zip(NO_ANSWER, row)) for row in rows]
 
 
@@ -177,66 +188,7 @@ def load(run, model=None, device=None, dtype="auto", batch_size=16):
     return Classifier(find_prompts(run), args)
 
 
-# ---- verbs ----------------------------------------------------------------------------------
-
-
-def ensemble(args):
-    """The files of RUN's prompts and of those of --with."""
-    found = [path for run in (args.run, *args.others) for path in find_prompts(run, args.all)]
-    return list(dict.fromkeys(found))
-
-
-def score_verb(args):
-    """Score the prompts together, each alone, and the surest mistakes."""
-    import report
-
-    paths = ensemble(args)
-    classifier = Classifier(paths, args)
-    texts, labels, logits = classifier.answer_split(args.data, args.split)
-    alone = [judge(one, labels)["accuracy"] for one in logits]
-    together = logits.mean(dim=0)  # (n, N)
-    result = judge(together, labels)
-    result |= {"prompt": " + ".join(map(str, paths)), "alone": alone}
-
-    truth, said = truth_of(labels, together.shape[1]).tolist(), choose(together).tolist()
-    sure = probabilities(together).amax(dim=1)  # (n,)
-    wrong = [i for i in sure.argsort(descending=True).tolist() if said[i] != truth[i]]
-    errors = [
-        {"text": texts[i], "label": truth[i], "answer": said[i], "probability": sure[i].item()}
-        for i in wrong[: args.errors]
-    ]
-    if args.json:
-        print(machine.to_json(result | ({"errors": errors} if args.errors else {})))
-    else:
-        report.print_score(args, result, errors, paths, classifier)
-
-
-def predict_verb(args):
-    """Label arguments, or the lines of a file or of standard input as they come, in their order."""
-    import report
-
-    if args.texts and args.input:
-        raise ValueError("predict takes texts or --input, not both")
-    if args.glue and not args.input:
-        raise ValueError("--glue needs GLUE's test.tsv as --input")
-    source = open(args.input, "rb") if args.input else contextlib.nullcontext(sys.stdin.buffer)
-    with source as stream:
-        classifier = Classifier(ensemble(args), args)
-        if args.glue:
-            return report.glue_file(args, classifier)
-        if args.texts:
-            return report.print_answers(args, classifier.predict(args.texts))
-        done = 0
-        bar = tqdm(unit=" texts", disable=sys.stdout.isatty() or None)  # on a terminal, on stderr
-        for lines in files.lines_of(stream, 64 * args.batch_size, LONGEST):
-            for _, problem in lines:
-                done += 1
-                if problem:
-                    tqdm.write(f"line {done} {problem}", file=sys.stderr)
-            answered = iter(classifier.predict([text for text, problem in lines if not problem]))
-            found = [NO_ANSWER | {"text": t, "error": p} if p else next(answered) for t, p in lines]
-            report.print_answers(args, found)
-            bar.update(len(lines))
+# ---- the command line -----------------------------------------------------------------------
 
 
 @machine.one_sentence
@@ -244,8 +196,7 @@ def main(argv=None):
     import report  # late, since it builds on this file
 
     args = flags.asking(__doc__, argv)
-    verbs = {"score": score_verb, "predict": predict_verb} | report.VERBS
-    verbs[args.verb](args)
+    report.VERBS[args.verb](args)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,27 @@
-"""What a result looks like: score, table, plot, tokens, attention, a file for GLUE's server."""
+"""What a result looks like: score, answers, table, plot, tokens, attention."""
 
+import contextlib
+import csv
 import io
+import itertools
 import json
 import math
 import os
 import re
 import statistics
+import sys
 from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
-from data import clean
-from evaluate import Classifier, truth_of, wilson
+from data import LONGEST, clean, cut, text_in
+from evaluate import NO_ANSWER, Classifier, judge, probabilities, truth_of, wilson
 from model import choose, load_prompt
 from support import checks
-from support.files import damaged, rows_of, write_file
+from support.files import TABLES, damaged, lines_of, rows_of, write_file
 from support.machine import cell, print_table, shown, to_json
 from support.run import find_prompts, read_run
 
@@ -29,13 +34,37 @@ def say(args, found, sentence):
 # ---- score ----------------------------------------------------------------------------------
 
 
-def print_score(args, result, errors, paths, classifier):
-    """What `score` says to a person."""
-    who = paths[0]
+def ensemble(args):
+    """The files of RUN's prompts and of those of --with."""
+    found = [path for run in (args.run, *args.others) for path in find_prompts(run, args.all)]
+    return list(dict.fromkeys(found))
+
+
+def score_verb(args):
+    """Score the prompts together, each alone, and the surest mistakes."""
+    paths = ensemble(args)
+    classifier = Classifier(paths, args)
     names = classifier.labels
+    columns = args.text_column, args.label_column
+    texts, labels, logits = classifier.answer_split(args.data, args.split, columns)
+    alone = [judge(one, labels)["accuracy"] for one in logits]
+    together = logits.mean(dim=0)  # (n, N)
+    result = judge(together, labels)
+    result |= {"prompt": " + ".join(map(str, paths)), "alone": alone}
+
+    truth, said = truth_of(labels, together.shape[1]).tolist(), choose(together).tolist()
+    sure = probabilities(together).amax(dim=1)  # (n,)
+    wrong = [i for i in sure.argsort(descending=True).tolist() if said[i] != truth[i]]
+    errors = [
+        {"text": texts[i], "label": truth[i], "answer": said[i], "probability": sure[i].item()}
+        for i in wrong[: args.errors]
+    ]
+    if args.json:
+        return print(to_json(result | ({"errors": errors} if args.errors else {})))
+    who = paths[0]
     if len(paths) > 1:
         who = "together"
-        print_table(["prompt", "alone"], zip(paths, result["alone"]))
+        print_table(["prompt", "alone"], zip(paths, alone))
     print(
         f"{who} on {args.data or classifier.metadata['recipe']['data']} {args.split}: accuracy "
         f"{result['accuracy']:.4f} of {result['n']} texts, 95 % interval "
@@ -54,37 +83,101 @@ def print_score(args, result, errors, paths, classifier):
         )
 
 
+# ---- predict --------------------------------------------------------------------------------
+
+
+def predict_verb(args):
+    """Label arguments, the rows of a table, or lines of a file or of standard input as they come."""
+    target, table = args.out or args.glue, Path(args.input or "").suffix in TABLES
+    if args.texts and args.input:
+        raise ValueError("predict takes texts or --input, not both")
+    if (target or args.text_column) and not table:
+        raise ValueError(
+            "--out, --glue and --text-column need a table as --input: .tsv, .csv, .jsonl"
+        )
+    if target and os.path.lexists(target):
+        raise ValueError(f"{target} is there already; name another file")
+    source = open(args.input, "rb") if args.input else contextlib.nullcontext(sys.stdin.buffer)
+    with source as stream:
+        classifier = Classifier(ensemble(args), args)
+        if args.texts:
+            return print_answers(args, classifier.predict(args.texts))
+        if table:
+            return answer_table(args, classifier)
+        done = 0
+        bar = tqdm(unit=" texts", disable=sys.stdout.isatty() or None)  # on a terminal, on stderr
+        for lines in lines_of(stream, 64 * args.batch_size, LONGEST):
+            print_answers(args, answer(classifier, lines, "line", done))
+            done += len(lines)
+            bar.update(len(lines))
+
+
+def answer(classifier, lines, name, done=0):
+    """[(text, why it cannot be answered, or None)] -> as `predict`, each in its place.
+
+    What cannot be answered is told by its number, counted on from `done`.
+    """
+    for number, (_, problem) in enumerate(lines, done + 1):
+        if problem:
+            tqdm.write(f"{name} {number} {problem}", file=sys.stderr)
+    answered = iter(classifier.predict([text for text, problem in lines if not problem]))
+    return [NO_ANSWER | {"text": t, "error": p} if p else next(answered) for t, p in lines]
+
+
 def print_answers(args, found):
     """One line for each dictionary of Classifier.predict, or that there is no answer."""
     for row in found:
-        name = row["label_name"] or "-"
-        shares = row["probabilities"]
-        share = f"{max(shares):.3f}" if shares else "-"
-        say(args, row, f"{name}\t{share}\t{shown(row['text'])}")
+        share = cell(max(row["probabilities"] or [None]), ".3f")
+        say(args, row, f"{cell(row['label_name'])}\t{share}\t{shown(row['text'])}")
 
 
-def glue_file(args, classifier):
-    """GLUE's test.tsv, columns index and sentence -> the file that its server takes."""
-    if Path(args.glue).exists() and os.path.samefile(args.glue, args.input):
-        raise ValueError(f"--glue {args.glue} is the --input; name another file")
-    indices, texts = [], []
-    for number, row in rows_of(Path(args.input)):
+def answer_table(args, classifier):
+    """Answer the rows of --input by their column of texts, and print or write what comes out."""
+    rows = [*rows_of(Path(args.input))]
+    lines = [text_in(row, args.text_column) for _, row in rows]
+    found = answer(classifier, lines, "row")
+    if not rows:
+        raise ValueError(f"{args.input} has no rows")
+    if args.out:
+        write_answers(args, rows, found)
+    elif args.glue:
+        write_glue(args, rows, found)
+    else:
+        print_answers(args, found)
+
+
+def write_answers(args, rows, found):
+    """--out FILE.csv: the rows of --input with the answers beside them, in their order."""
+    table = []
+    for (_, row), its in zip(rows, found):
+        name = "predicted_label" if "label" in row else "label"
+        share = max(its["probabilities"] or [None])
+        table.append(row | {name: its["label_name"], "probability": share})
+    write_table(args, args.out, table, "excel")
+
+
+def write_glue(args, rows, found):
+    """--glue FILE: GLUE's test.tsv, columns index and sentence, as the file that its server takes."""
+    table = []
+    for (number, row), its in zip(rows, found):
         index = str(row.get("index"))
-        text = clean(str(row.get("sentence") or ""))
-        if not (index.isdecimal() and text):
+        if "error" in its or not index.isdecimal():
             raise ValueError(
                 f"{args.input}, line {number}: GLUE's test files have a number in the column index "
                 "and a text in the column sentence"
             )
-        indices.append(index)
-        texts.append(text)
-    if not texts:
-        raise ValueError(f"{args.input} has no rows")
-    lines = "index\tprediction\n"
-    for index, answer in zip(indices, classifier.predict(texts)):
-        lines += f"{index}\t{answer['label']}\n"
-    write_file(args.glue, lines.encode(), rb"\Aindex\tprediction\n(\d+\t\d+\n)*\Z")
-    say(args, {"file": args.glue, "n": len(texts)}, f"{len(texts):,} predictions in {args.glue}")
+        table.append({"index": index, "prediction": its["label"]})
+    write_table(args, args.glue, table, "excel-tab")
+
+
+def write_table(args, path, rows, dialect):
+    """A csv or tsv file, where nothing is yet: nothing bears the mark of this pattern."""
+    text, columns = io.StringIO(), dict.fromkeys(name for row in rows for name in row)
+    writer = csv.DictWriter(text, columns, dialect=dialect, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_file(path, text.getvalue().encode(), mark=rb"(?!)")
+    say(args, {"file": path, "n": len(rows)}, f"{len(rows):,} predictions in {path}")
 
 
 # ---- table ----------------------------------------------------------------------------------
@@ -109,12 +202,12 @@ def trained(runs):
         (path,) = find_prompts(run)
         about = load_prompt(path)[1]
         recipe = about["recipe"]
-        row = {"train": "prompt+head"} | {key: recipe[key] for key in checks.RECIPE.keys() & recipe}
+        with damaged(path, "goes without its accuracy; train it anew"):
+            score = {key: json.loads(about[key]) for key in checks.FORM["scored"]["required"]}
+            row = {key: recipe[key] for key in checks.FORM["recipe"]["properties"].keys() & recipe}
+            row |= checks.valid("its metadata", score, "scored")
         row |= {"model": about.get("base_model"), "path": path, "run": run}
-        for key in ("accuracy", "n", "prompt_tokens"):
-            with damaged(path, f"goes without its {key}; train it anew"):
-                row[key] = checks.typed(path, json.loads(about[key]), checks.PROMPT[key])
-        rows.append(row)
+        rows.append({"train": "prompt+head"} | row)
     return rows
 
 
@@ -219,7 +312,9 @@ def compare(args, paths):
     """Print McNemar's test of two prompts, which both answer the split."""
     right, seen = [], []
     for path in paths:
-        texts, labels, (logits,) = Classifier([path], args).answer_split(args.data, args.split)
+        columns = args.text_column, args.label_column
+        answered = Classifier([path], args).answer_split(args.data, args.split, columns)
+        texts, labels, (logits,) = answered
         truth = truth_of(labels, logits.shape[1])  # (n,)
         right.append(choose(logits) == truth)  # (n,)
         seen.append((texts, truth.tolist()))
@@ -238,8 +333,8 @@ def compare(args, paths):
 STYLES = {"majority": ":", "untrained": "-.", "head": "x--", "prompt+head": "o-"}
 
 
-def new_figure(path, panels, height=4):
-    """A figure with panels side by side, for a picture at path, if one can be made there."""
+def new_figure(path):
+    """An empty figure for a picture at path, if one can be made there."""
     if Path(path).suffix not in (".png", ".svg", ".pdf"):
         raise ValueError(f"--out {path} should end in .png, .svg or .pdf")
     try:
@@ -248,9 +343,7 @@ def new_figure(path, panels, height=4):
     except ImportError:
         raise ValueError("pictures need matplotlib: pip install -e '.[plot]'") from None
     rcParams["text.parse_math"] = False  # a dollar in a text is a dollar
-    figure = Figure(figsize=(4.8 * panels, height), dpi=200, layout="constrained")
-    figure.subplots(1, panels)
-    return figure
+    return Figure(dpi=200, layout="constrained")
 
 
 def save_figure(args, figure):
@@ -263,19 +356,24 @@ def save_figure(args, figure):
 
 
 def curve_of(row):
-    """A prompt's accuracy on selection after epoch 1, 2, ..., where a log tells it."""
+    """What a prompt scored on selection after epoch 1, 2, ..., where a log tells it."""
     log = row["run"] / "metrics.jsonl"
     if not log.exists():
         return []
     mine = {"prompt": row.get("name"), "split": row.get("select_on")}
-    points = [checks.typed(log, point, checks.POINT) for _, point in rows_of(log)]
-    return [point["accuracy"] for point in points if mine.items() <= point.items()]
+    points = [checks.valid(log, point, "point") for _, point in rows_of(log)]
+    return [point for point in points if mine.items() <= point.items()]
+
+
+def titled(*names):
+    """A model and a data set, by the last part of each path."""
+    return " on ".join(Path(str(name)).name for name in names)
 
 
 def plot_lengths(axes, rows):
     """Accuracy on dev against prompt length, for each model and data set, and their baselines."""
     for (model, data, train), lines in grouped(with_gains(rows), "model", "data", "train"):
-        name = f"{train}, {Path(str(model)).name} on {Path(str(data)).name}"
+        name = f"{train}, {titled(model, data)}"
         if train in ("majority", "untrained"):
             axes.axhline(lines[0]["accuracy"], linestyle=STYLES[train], color="grey", label=name)
             continue
@@ -292,14 +390,14 @@ def plot_lengths(axes, rows):
     axes.set(xlabel="prompt tokens P", ylabel="mean accuracy on dev", title="95 % intervals")
 
 
-def plot_epochs(axes, rows):
-    """Accuracy on selection after each epoch, a curve for each prompt; its choice is marked."""
+def plot_epochs(axes, rows, key):
+    """Accuracy or loss on selection after each epoch, a curve for each prompt; its choice is marked."""
     for i, ((P, train), mine) in enumerate(grouped(rows, "prompt_tokens", "train")):
         label = f"P = {P}, {train}"
         for row in mine:
             axes.plot(
                 range(1, len(row["curve"]) + 1),
-                row["curve"],
+                [point[key] for point in row["curve"]],
                 STYLES[train],
                 color=f"C{i}",
                 linewidth=1,
@@ -307,7 +405,7 @@ def plot_epochs(axes, rows):
                 label=label,
             )
             label = None  # the legend names it once
-    axes.set(xlabel="epoch (chosen ones marked)", ylabel="accuracy on selection")
+    axes.set(xlabel="epoch (chosen ones marked)", ylabel=f"{key} on selection")
     axes.locator_params("x", integer=True, min_n_ticks=1)
 
 
@@ -315,16 +413,19 @@ def plot_verb(args):
     """Accuracy against prompt length, and the learning curves beside it."""
     if not args.out:
         raise ValueError("plot needs --out, a picture to write: .png, .svg or .pdf")
-    rows = sorted(trained(args.runs), key=itemgetter("prompt_tokens"))
+    figure, rows = new_figure(args.out), sorted(trained(args.runs), key=itemgetter("prompt_tokens"))
     for row in rows:
         row["curve"] = curve_of(row)
     groups = grouped([row for row in rows if row["curve"]], "model", "data")
-    figure = new_figure(args.out, 1 + len(groups))
+    panels = 1 + 2 * len(groups)
+    figure.set_size_inches(4.8 * panels, 4)
+    figure.subplots(1, panels)
     left, *others = figure.axes
     plot_lengths(left, rows)
-    for axes, ((model, data), mine) in zip(others, groups):
-        plot_epochs(axes, mine)
-        axes.set_title(f"{Path(str(model)).name} on {Path(str(data)).name}")
+    wanted = itertools.product(groups, ("accuracy", "loss"))
+    for axes, ((pair, mine), key) in zip(others, wanted):
+        plot_epochs(axes, mine, key)
+        axes.set_title(titled(*pair))
     for axes in figure.axes:
         axes.legend(fontsize="x-small", ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     save_figure(args, figure)
@@ -336,28 +437,27 @@ def plot_verb(args):
 def tokens_verb(args):
     """The tokens nearest to each vector of the prompt, and how far it has moved."""
     classifier = Classifier(find_prompts(args.run), args)
-    (prompt,) = classifier.prompts
     decode = classifier.tokenizer.decode
     # Some checkpoints pad V with rows that are no token's.
     table = classifier.gpt2.wte.weight[: classifier.tokenizer.size].float()  # (V, C)
+    vectors = classifier.prompts[0].vectors.detach()  # (P, C)
     ids = classifier.metadata["init_ids"]  # none with --init FILE
-    known = len(ids) == len(prompt.vectors) and max(ids) < len(table)
-    found, cells = [], []
-    for i, vector in enumerate(prompt.vectors.detach()):
-        began = moved = None
+    known = len(ids) == len(vectors) and max(ids) < len(table)
+    found, rows = [], []
+    for i, vector in enumerate(vectors):
+        its = {"vector": i, "began": None, "moved": None, "norm": vector.norm().item()}
         if known:
-            began = decode([ids[i]])
             moved = (vector - table[ids[i]]).norm().item()
-        norm = vector.norm().item()
-        best = torch.cosine_similarity(vector[None], table).topk(5)
-        nearest = [*zip(map(decode, best.indices[:, None].tolist()), best.values.tolist())]
-        found.append(dict(vector=i, began=began, moved=moved, norm=norm, nearest=nearest))
+            its |= {"began": decode([ids[i]]), "moved": moved}
+        cosines, best = torch.cosine_similarity(vector[None], table).topk(5)
+        nearest = [*zip(map(decode, best[:, None].tolist()), cosines.tolist())]
         words = [f"{word!r} {cosine:.2f}" for word, cosine in nearest]
-        began = repr(began) if began else "-"
-        cells.append([i, began, cell(moved, ".2f"), cell(norm, ".2f"), *words])
+        lengths = [cell(its[key], ".2f") for key in ("moved", "norm")]
+        rows.append([i, its["began"] and repr(its["began"]), *lengths, *words])
+        found.append(its | {"nearest": nearest})
     if args.json:
         return print(*map(to_json, found), sep="\n")
-    print_table(["vector", "began as", "moved", "norm", "nearest", *[""] * 4], cells)
+    print_table(["vector", "began as", "moved", "norm", "nearest", *[""] * 4], rows)
     print(
         "moved: distance from the vector of the token it began as; tokens have a median norm of "
         f"{table.norm(dim=1).median():.2f}.\nNeighbours need not explain a prompt: it may do its "
@@ -382,46 +482,34 @@ def attention_weights(gpt2, prompt, ids):
     return scores.softmax(dim=2).cpu()
 
 
-def seen(classifier, text):
-    """As much of a text as leaves the prompt room: what lies behind is not looked at."""
-    starts = classifier.tokenizer.bpe.decode_with_offsets(classifier.tokenizer.encode(text))[1]
-    room = classifier.gpt2.config.n_positions - len(classifier.prompts[0].vectors)
-    return text[: starts[room]] if len(starts) > room else text
+def words_of(classifier, text):
+    """As much of a text as leaves the prompt room -> its words, each with the white space before
+    it, and what the prompt's last vector attends to: shares (L, H, W+1), the last its own.
 
-
-def attention_of_words(classifier, text, spans):
-    """Shares of each word and, last, of the prompt itself: (L, H, W+1).
-
-    Attention goes to tokens; each belongs to the word that ends after its first character.
+    Attention goes to tokens.  No token reaches from one word into the next.
     """
-    (prompt,) = classifier.prompts
-    tokenizer = classifier.tokenizer
+    (prompt,), tokenizer = classifier.prompts, classifier.tokenizer
     P = len(prompt.vectors)
     ids = tokenizer.encode(text)[: classifier.gpt2.config.n_positions - P]
-    starts = tokenizer.bpe.decode_with_offsets(ids)[1] + [len(text)] * P  # of T+P tokens
-    words = np.searchsorted([end for _, end in spans], starts, side="right")  # (T+P,)
+    words = re.findall(r"\s*\S+", tokenizer.bpe.decode(ids, errors="ignore"))
+    if not words:
+        raise ValueError("the text is blank")
+    sizes = [len(tokenizer.encode(word)) for word in words[:-1]]
+    sizes += [len(ids) - sum(sizes), P]  # the last word may have been cut
     weights = attention_weights(classifier.gpt2, prompt, ids)  # (L, H, T+P)
-    return weights @ torch.eye(len(spans) + 1)[words]
+    return words, torch.stack([part.sum(dim=2) for part in weights.split(sizes, dim=2)], dim=2)
 
 
-def log_odds(logits, label):
-    """How far logits (n, N) are for label and against the others: (n,); of two, the difference."""
-    if logits.shape[1] == 1:
-        return (2 * label - 1) * (logits[:, 0] - 0.5)
-    others = logits.clone()
-    others[:, label] = -math.inf
-    return logits[:, label] - others.logsumexp(dim=1)
-
-
-def occlusion(classifier, text, spans):
+def occlusion(classifier, words):
     """The label of a text, its log-odds, and what these lose without each word, as a dictionary.
 
     occlusion is [None] where no text is left.
     """
-    without = [clean(text[:start] + text[end:].lstrip()) for start, end in spans]
+    text = "".join(words)
+    without = [clean("".join(words[:i] + words[i + 1 :])) for i in range(len(words))]
     logits = classifier.logits([(one, 0) for one in (text, *without) if one])[0]  # (W+1, N)
     label = int(choose(logits[0]))
-    odds = log_odds(logits, label)  # (W+1,)
+    odds = probabilities(logits.double())[:, label].logit(eps=1e-12)  # (W+1,)
     return {
         "text": text,
         "label": label,
@@ -433,53 +521,48 @@ def occlusion(classifier, text, spans):
 
 
 def attention_verb(args):
-    """What the prompt's last vector attends to, beside what the answer loses without each word."""
+    """What the prompt's last vector attends to, beside what the answer loses without each word.
+
+    A person sees the mean of all layers and heads; --json tells all of them.
+    """
+    figure = args.out and new_figure(args.out)
     classifier = Classifier(find_prompts(args.run), args)
-    text = seen(classifier, clean(args.text))
-    spans = [match.span() for match in re.finditer(r"\S+", text)]
-    if not spans:
-        raise ValueError("the text is blank")
-    figure = args.out and new_figure(args.out, 2, 1 + len(spans) / 4)
-    shares = attention_of_words(classifier, text, spans)  # (L, H, W+1)
-    layer = f"in layer {args.layer}" if args.layer else f"mean of {len(shares)} layers"
-    if args.layer and args.layer > len(shares):
-        raise ValueError(f"--layer {args.layer}: this model has {len(shares)} layers")
-    shares = shares[args.layer - 1] if args.layer else shares.mean(dim=0)  # (H, W+1)
-    heads = [f"head {i + 1}" for i in range(len(shares))]
-    if not args.heads:
-        shares = shares.mean(dim=0, keepdim=True)  # (1, W+1)
-        heads = ["attention"]
-    found = occlusion(classifier, text, spans)
-    found |= {"attention": shares[:, :-1].tolist(), "to_prompt": shares[:, -1].tolist()}
-    unit = "log-odds" if len(classifier.prompts[0].head) > 1 else "distance from 0.5"
-    told = f"{unit} of {found['label_name']} lost without the word"
+    words, shares = words_of(classifier, clean(args.text))  # (L, H, W+1)
+    *mean, own = shares.mean(dim=(0, 1)).tolist()
+    found = occlusion(classifier, words)
+    found |= {"attention": mean, "to_prompt": own, "layers": shares.tolist()}
+    told = f"log-odds of {found['label_name']} lost without the word"
+    rows = [*zip(found["words"], found["occlusion"], mean), ("(the prompt)", None, own)]
     if args.out:
-        draw_words(figure, found, f"attention, {layer}", told)
+        draw_words(figure, rows, told)
         return save_figure(args, figure)
     if args.json:
         return print(to_json(found))
     print(
-        f"{found['label_name']}, {unit} {found['log_odds']:.2f}; attention of the prompt's last "
-        f"vector, {layer}"
+        f"{found['label_name']}, log-odds {found['log_odds']:.2f}; attention of the prompt's last "
+        f"vector, mean of {len(shares)} layers"
     )
-    lost = [cell(x, "+.3f") for x in (*found["occlusion"], None)]
-    columns = [map("{:.3f}".format, row) for row in shares.tolist()]
-    rows = zip([*found["words"], "(the prompt)"], lost, *columns)
-    print_table(["word", "occlusion", *heads], rows)
+    table = [(word, cell(lost, "+.3f"), cell(share, ".3f")) for word, lost, share in rows]
+    print_table(["word", "occlusion", "attention"], table)
     print(
         f"occlusion: {told}.  What is attended to need not be what decides,\n"
         "and GPT-2 often attends to a first token, whatever it is"
     )
 
 
-def draw_words(figure, found, *titles):
-    """Two panels of a bar for each word: attention, the mean of heads, and occlusion."""
-    lost = [x or 0.0 for x in found["occlusion"]]
-    shares = np.mean(found["attention"], axis=0)
-    for axes, title, widths in zip(figure.axes, titles, (shares, lost)):
-        axes.barh(range(len(lost)), widths, tick_label=[*map(shown, found["words"])])
+def draw_words(figure, rows, told):
+    """Bars of occlusion and attention; rows: (word, occlusion, attention).  A long text wraps."""
+    rows = [(shown(word), lost or 0.0, share) for word, lost, share in rows]
+    pieces = cut(rows, max(30, math.ceil(len(rows) / 3)))
+    figure.set_size_inches(7.2 * len(pieces), 1.5 + len(pieces[0]) / 4)
+    figure.subplots(1, 2 * len(pieces))
+    for i, axes in enumerate(figure.axes):
+        names, *widths = zip(*pieces[i // 2])
+        axes.sharex(figure.axes[i % 2])
+        axes.barh(range(len(names)), widths[i % 2], tick_label=names)
         axes.invert_yaxis()
-        axes.set(xlabel=title)
+        axes.set(xlabel=(told, "attention")[i % 2])
 
 
-VERBS = {"table": table_verb, "plot": plot_verb, "tokens": tokens_verb, "attention": attention_verb}
+VERBS = {"score": score_verb, "predict": predict_verb, "table": table_verb, "plot": plot_verb}
+VERBS |= {"tokens": tokens_verb, "attention": attention_verb}

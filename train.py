@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from data import TEXT_RULE, Tokenizer, batches, collate, encode, hold_out, read_split
+from data import TEXT_RULE, Tokenizer, batches, collate, encode, hold_out, label_names, read_split
 from evaluate import score
 from model import Prompt, choose, classify, load_gpt2, load_prompt, losses, save_prompt
 from support import checks, fetch, flags, machine
@@ -33,7 +33,6 @@ HELD_OUT = 872  # at most, as many as SST-2's dev split has; a tenth of a smalle
 LOG_EVERY = 10  # steps
 SAVE_EVERY = 200  # steps; also after each epoch
 CLOSING = ("accuracy", "ci95", "loss", "n", "collapsed", "alarm")  # what summary.json says of dev
-RECIPE = ("data", "head_lr", "batch_size", "epochs", "steps", "train", "select_on", "dtype")
 INITS = ("sample", "words", "eot")
 
 
@@ -215,7 +214,7 @@ def fit(args, total, gpt2, trials, train_set, held_set, run, read):
 def save_best(run, trial, result):
     """prompts/NAME/prompt.safetensors: the best of a trial, how it came about and how it scored."""
     asked = run.facts["settings"]
-    recipe = {key: asked[key] for key in RECIPE}
+    recipe = {key: asked[key] for key in checks.FORM["recipe"]["properties"] if key in asked}
     recipe |= {"lr": trial.lr, "seed": trial.seed, "epoch": trial.best["epoch"]}
     about = {"labels": run.facts["labels"], "text_rule": TEXT_RULE, "recipe": recipe}
     about |= {"init": asked["init"], "init_ids": trial.init_ids}
@@ -247,7 +246,13 @@ def summarize(args, gpt2, trials, dev_set, run):
 
 def read_data(args):
     """(train, held out, dev) as lists of (text, label), and the names of the labels."""
-    train, dev = (read_split(args.data, split, args.num_labels) for split in ("train", "dev"))
+    columns = args.text_column, args.label_column
+    names = label_names(args.data, columns[1])
+    args.num_labels = checks.label_count(args, names)
+    numbers = 0 if names else args.num_labels
+    train, dev = (
+        read_split(args.data, split, numbers, names, columns) for split in ("train", "dev")
+    )
     held = dev
     if args.select_on == "hold-out":
         train, held = hold_out(train, min(HELD_OUT, len(train) // 10))
@@ -255,9 +260,9 @@ def read_data(args):
     if args.max_examples:
         train = random.Random(0).sample(train, min(args.max_examples, len(train)))
     # A regression is scored by a threshold, which makes two classes of it.
-    names = [str(i) for i in range(max(args.num_labels, 2))]
+    names = names or [str(i) for i in range(max(args.num_labels, 2))]
     if args.data in fetch.NAMED and len(names) == 2:
-        names = ["negative", "positive"]
+        names = checks.KNOWN
     return train, held, dev, names
 
 

@@ -1,118 +1,51 @@
 """What may be wrong with what came in: one raise and one sentence each."""
 
+import functools
 import json
 import math
-import re
 from pathlib import Path
 
 import torch
+from jsonschema import Draft202012Validator, validators
+from jsonschema.exceptions import best_match
 
 from support.files import damaged
 
-# ---- JSON of ours ---------------------------------------------------------------------------
+# ---- JSON -----------------------------------------------------------------------------------
 
-
-def number(value):
-    return type(value) in (int, float) and -1e300 < value < 1e300
-
-
-def count(value):
-    return type(value) is int and 0 < value < 2**31
-
-
-def text(value):
-    return type(value) is str and value.isprintable()
-
-
-def prompt_name(value):
-    return type(value) is str and bool(re.fullmatch(r"p\d+-s\d+[\w.+-]*", value))
-
-
-def fits(value, form):
-    """Whether a JSON value has a form: a type, a test, a string of words one of which it is, a
-    tuple of alternatives, a list of one form for all its elements, of which there are some, or a
-    dictionary of forms for keys that have to be there."""
-    if isinstance(form, str):
-        return value in form.split()
-    if isinstance(form, tuple):
-        return any(fits(value, one) for one in form)
-    if isinstance(form, list):
-        return type(value) is list and value != [] and all(fits(its, form[0]) for its in value)
-    if isinstance(form, dict):
-        return type(value) is dict and all(fits(value.get(key), form[key]) for key in form)
-    return type(value) is form if isinstance(form, type) else form(value)
-
-
-NONE = type(None)
-SETTINGS = {
-    **dict.fromkeys(("model", "data", "init"), str),
-    **dict.fromkeys(("batch_size", "epochs", "num_labels", "total_steps", "processes"), count),
-    **dict.fromkeys(("steps", "patience", "max_examples"), (count, NONE)),
-    "train": "prompt+head head",
-    "select_on": "hold-out dev",
-    "dtype": "float32 bfloat16",
-    "device": "cpu cuda mps xpu",
-    "prompt_tokens": [count],
-    "seeds": [lambda value: type(value) is int and 0 <= value < 2**63],
-    "lr": [number],
-    "head_lr": number,
-    "cache_text": ("auto", lambda value: type(value) is int and value >= 0),
+SCHEMAS = json.loads(Path(__file__).with_name("schemas.json").read_text())
+FORM = SCHEMAS["$defs"]
+TYPES = {  # stricter than JSON Schema's own, for which 1.0 is an integer, and NaN a number
+    "integer": lambda checker, value: type(value) is int and abs(value) < 2**63,
+    "number": lambda checker, value: type(value) in (int, float) and abs(value) < 1e300,
 }
-RUN = {
-    "format": "prompt-training-run/1",
-    "settings": SETTINGS,
-    "base": {"base_model": str, "base_sha256": str},
-    "data": {"train": str, "dev": str},
-    "labels": [text],
-    "prompts": [prompt_name],
-}
-SCORE = {"accuracy": number, "loss": (number, NONE), "n": count}
-PROMPT = SCORE | {
-    "name": prompt_name,
-    "prompt_tokens": count,
-    "seed": int,
-    "lr": number,
-    "epoch": count,
-    "ci95": [number],
-    "untrained": number,
-    "selection": SCORE,
-}
-SUMMARY = {"prompts": [PROMPT], "baselines": {"majority": number, "untrained": number}}
-POINT = {"epoch": int, "prompt": text, "split": text, "accuracy": number}
 
 
-def typed(path, value, form):
-    """value, if it has the form; else ValueError, which names the path."""
-    if not fits(value, form):
-        raise ValueError(f"{path} is damaged, or not of our making")
+@functools.cache
+def validator(form):
+    """What tells whether a value has a form, one of schemas.json."""
+    checker = Draft202012Validator.TYPE_CHECKER.redefine_many(TYPES)
+    strict = validators.extend(Draft202012Validator, type_checker=checker)
+    return strict(SCHEMAS | {"$ref": f"#/$defs/{form}"})
+
+
+def valid(path, value, form):
+    """value, if it has the form; else ValueError, which names the file and the place in it."""
+    error = best_match(validator(form).iter_errors(value))
+    if error:
+        why = f"{error.json_path[:99]}: {error.message:.200}"
+        raise ValueError(f"{path} is damaged, or not what is read here: {why}")
     return value
 
 
 def read_json(path, form):
-    """A JSON file of ours."""
-    with damaged(path, "is damaged, or not of our making"):
+    """A JSON file that has a form."""
+    with damaged(path, "is no JSON"):
         value = json.loads(path.read_bytes())
-    return typed(path, value, form)
+    return valid(path, value, form)
 
 
 # ---- checkpoints ----------------------------------------------------------------------------
-
-IMPLEMENTED = {  # what a config.json may say; the first stands where it says nothing
-    "model_type": ("gpt2",),
-    "activation_function": ("gelu_new",),
-    "scale_attn_weights": (True,),
-    "scale_attn_by_inverse_layer_idx": (False,),
-    "reorder_and_upcast_attn": (False,),
-    "add_cross_attention": (False,),
-}
-SIZES = {  # name: (type, what it must be below)
-    "vocab_size": (int, 2**24),
-    "n_positions": (int, 2**24),
-    "n_embd": (int, 2**24),
-    "n_layer": (int, 100),
-    "n_head": (int, 2**24),
-    "layer_norm_epsilon": (float, 1),
-}
 
 
 def gpt2_sizes(path):
@@ -122,18 +55,11 @@ def gpt2_sizes(path):
     `"_num_labels": 1`, and whoever believes them trains a head that can only answer 0.
     """
     with damaged(path, "is no JSON object; fetch it again"):
-        given = {"layer_norm_epsilon": 1e-5, **json.loads(Path(path).read_bytes())}
-    for name, (kind, limit) in SIZES.items():
-        value = given.get(name)
-        if type(value) is not kind or not 0 < value < limit:
-            raise ValueError(f"{path}: {name} is missing or no usable size")
-    implemented = IMPLEMENTED | {"n_inner": (None, 4 * given["n_embd"])}
-    for key, values in implemented.items():
-        if given.get(key, values[0]) not in values:
-            raise ValueError(f"{path}: {key} = {given[key]!r:.40} is not implemented here")
-    if given["n_embd"] % given["n_head"]:
-        raise ValueError(f"{path}: n_head does not divide n_embd")
-    return {name: given[name] for name in SIZES}
+        config = {"layer_norm_epsilon": 1e-5, **json.loads(Path(path).read_bytes())}
+    C = valid(path, config, "config")["n_embd"]
+    if config.get("n_inner") not in (None, 4 * C) or C % config["n_head"]:
+        raise ValueError(f"{path}: n_inner is not 4 n_embd, or n_head does not divide n_embd")
+    return {name: config[name] for name in FORM["config"]["required"]}
 
 
 def weight(path, name, tensor, wanted):
@@ -157,30 +83,48 @@ def vocabulary(path, tokens, rows):
 # ---- data -----------------------------------------------------------------------------------
 
 
-def label(value, num_labels):
-    """A label as it is used: an int below num_labels, or a float of float32 where that is 1."""
+KNOWN = ["negative", "positive"]  # labels that need no names: 0 and 1 of a sentiment
+
+
+def is_number(value):
+    """Whether a label is one; neither true nor 1_0 is."""
     try:
-        number = float(str(value).replace("_", "?"))  # neither true nor 1_0 is a number
+        return float(str(value).replace("_", "?")) is not None
     except ValueError:
-        number = math.nan
+        return False
+
+
+def label(value, num_labels, names=()):
+    """A label as it is used: an int below num_labels, or a float of float32 where that is 1.
+
+    names: what labels are called; one of these is an int, too, and where num_labels is 0, no number
+    is.
+    """
+    if isinstance(value, bool):
+        raise ValueError(f"label {value} is a boolean; write 0 and 1, or names in quotation marks")
+    if num_labels != 1 and isinstance(value, str) and value.strip() in names:
+        return names.index(value.strip())
+    number = float(str(value)) if is_number(value) else math.nan
     if num_labels == 1 and not abs(number) <= torch.finfo(torch.float32).max:
         raise ValueError(f"label {value!r:.40} is not a number of float32")
-    if num_labels > 1 and number not in range(num_labels):
-        hint = "; -1 marks test rows without labels: predict takes these" if number == -1 else ""
-        wanted = f"0 to {num_labels - 1} (--num-labels){hint}"
-        raise ValueError(f"label {value!r:.40} is not in {wanted}")
+    if num_labels != 1 and number not in range(num_labels):
+        wanted = f"in 0 to {num_labels - 1} (--num-labels); numbers count from 0, or all are names"
+        if number == -1:
+            wanted += "; -1 marks test rows without labels: predict takes these"
+        if not num_labels:
+            wanted = f"one of {', '.join(names):.200}"
+        raise ValueError(f"label {value!r:.40} is not {wanted}")
     return number if num_labels == 1 else int(number)
 
 
-def input_text(number, text, clean):
-    """The text that `clean` makes of one of several; it must not be blank, nor half a character."""
-    try:
-        cleaned = clean(text)
-    except UnicodeEncodeError:
-        raise ValueError(f"text {number} is not UTF-8") from None
-    if not cleaned:
-        raise ValueError(f"text {number} is blank")
-    return cleaned
+def label_count(args, names):
+    """How many labels there are: as many as there are names, else --num-labels, else two."""
+    asked = args.num_labels or len(names) or 2
+    if len(names) == 1:
+        raise ValueError(f"{args.data} has the label {names[0]!r:.40} alone: nothing to tell apart")
+    if names and asked != len(names):
+        raise ValueError(f"--num-labels {asked}, but {args.data} has {len(names)} names of labels")
+    return asked
 
 
 def enough(args, train, held):
@@ -198,29 +142,6 @@ def enough(args, train, held):
 PROMPT_FORMAT = {"format": "prompt-training/1", "position_rule": "after-text"}
 
 
-RECIPE = {
-    **dict.fromkeys(("batch_size", "epochs", "epoch"), count),
-    **dict.fromkeys(("steps", "max_examples"), (count, NONE)),
-    **dict.fromkeys(("lr", "head_lr"), number),
-    "data": str,
-    "train": SETTINGS["train"],
-    "select_on": SETTINGS["select_on"],
-}
-
-
-def recipe(value):
-    """Of a recipe any part may be missing, but what is there has its form."""
-    form = {key: RECIPE[key] for key in RECIPE if type(value) is dict and key in value}
-    return fits(value, form)
-
-
-METADATA = {
-    "labels": [text],
-    "init_ids": list,
-    "recipe": recipe,
-}
-
-
 def prompt_metadata(path, tensors, metadata):
     """The metadata of a prompt.safetensors, its lists and its dictionary read; or ValueError."""
     for key, value in PROMPT_FORMAT.items():
@@ -228,11 +149,11 @@ def prompt_metadata(path, tensors, metadata):
             raise ValueError(f"{path} is no prompt of ours: its {key} is not {value!r}")
     lacks = "lacks a finite prompt (P, C), head.weight (N, C) or metadata"
     with damaged(path, lacks):
-        read = {key: json.loads(metadata[key]) for key in METADATA}
+        read = {key: json.loads(metadata[key]) for key in ("labels", "init_ids", "recipe")}
+        valid("its metadata", metadata | read, "prompt")
         (P, C), (N, width) = tensors["prompt"].shape, tensors["head.weight"].shape
-        whole = len(tensors) == 2 and C == width and P * N * C > 0
-        whole = whole and len(read["labels"]) == max(N, 2) and fits(read, METADATA)
-        whole = whole and all(type(i) is int and 0 <= i < 2**24 for i in read["init_ids"])
+    whole = len(tensors) == 2 and C == width and P * N * C > 0
+    whole = whole and len(read["labels"]) == max(N, 2)
     for tensor in tensors.values():
         whole = whole and tensor.dtype == torch.float32 and tensor.isfinite().all()
     if not whole:

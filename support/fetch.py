@@ -11,7 +11,7 @@ import zipfile
 from pathlib import Path
 
 from support.checks import gpt2_sizes
-from support.files import sha256, weight_files
+from support.files import TABLES, sha256, weight_files
 
 ROOT = Path(__file__).parent.parent
 BUNDLED, NAMED = "tiny", ("reviews", "sst2")
@@ -122,9 +122,9 @@ def data_folder(data):
 
 
 def split_file(data, split):
-    """The one file folder/split.tsv, .csv or .jsonl of a data set."""
-    folder = data_folder(data)
-    names = [f"{split}.{kind}" for kind in ("tsv", "csv", "jsonl")]
+    """The one file folder/split.tsv, .csv or .jsonl of a data set; dev may be called validation."""
+    folder, stems = data_folder(data), [split, "validation"] if split == "dev" else [split]
+    names = [stem + kind for stem in stems for kind in TABLES]
     found = [name for name in names if (folder / name).exists()]
     if len(found) != 1:
         has = " and ".join(found) or "none of them"

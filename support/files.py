@@ -187,6 +187,9 @@ def read_text(path, most=None):
         raise ValueError(f"{path}, line {line}, is not UTF-8 ({error.reason})") from None
 
 
+TABLES = (".tsv", ".csv", ".jsonl")
+
+
 def rows_of(path):
     """tsv, csv or jsonl -> (line number, {column: value}) for each row; line 1 names the columns.
 

@@ -88,11 +88,13 @@ def training(description):
         help="reviews (bundled), sst2 (downloaded once), or a folder with train and dev as tsv, "
         "csv or jsonl (%(default)s)",
     )
+    add("--text-column", help="of the texts (sentence or text)")
+    add("--label-column", help="of their labels, numbers or names (label)")
     add(
         "--num-labels",
         type=count,
-        default=2,
-        help="labels are 0 to N-1; with 1 they are numbers, a regression is trained (%(default)s)",
+        help="labels are 0 to N-1 (2); with 1 they are numbers, a regression is trained; where train "
+        "has names for labels, there are as many",
     )
     add("--max-examples", type=count, help="train on so many random texts only")
     add(
@@ -196,10 +198,12 @@ def add_arguments(verbs):
     add("table plot", "runs", metavar="RUN", nargs="+", help=RUN)
     add("predict", "texts", metavar="TEXT", nargs="*", help="texts to label, before any --with")
     add("attention", "text", metavar="TEXT", help="the text it looks at")
+    add("predict score table", "--text-column", help="of the texts (sentence or text)")
+    add("score table", "--label-column", help="of the labels (label)")
     add("score table", "--data", help="data set to answer (the one it was trained on)")
     add("score table", "--split", default="dev", help="which file of it (%(default)s)")
     add("score", "--errors", type=count, default=0, help="show so many of the surest mistakes")
-    add("predict", "--input", help="a file with one text a line; it may be larger than memory")
+    add("predict", "--input", help="a file with a text a line, or a table: .tsv, .csv or .jsonl")
     add("predict", "--glue", help="the file to write for GLUE's server; --input: GLUE's test.tsv")
     add(
         "score predict",
@@ -211,6 +215,10 @@ def add_arguments(verbs):
         help="prompts that answer together with RUN's, by their mean logits, on one reading",
     )
     add("score predict", "--all", action="store_true", help="all prompts of a run, not its best")
-    add("attention", "--layer", type=count, help="attention in this layer, from 1 (mean of all)")
-    add("attention", "--heads", action="store_true", help="attention of each head (their mean)")
+    add(
+        "predict",
+        "--out",
+        metavar="FILE.csv",
+        help="write --input's rows with label and probability",
+    )
     add("plot attention", "--out", help="the picture: .png, .svg or .pdf; needs matplotlib")

@@ -60,7 +60,7 @@ def refuse_folder(args):
 
 def read_facts(run):
     """What run.json says of a run that began."""
-    return checks.read_json(ours(Path(run), "run.json"), checks.RUN)
+    return checks.read_json(ours(Path(run), "run.json"), "run")
 
 
 def describe(argv, args, base, texts, labels, total, gpt2, prompts):
@@ -74,7 +74,7 @@ def describe(argv, args, base, texts, labels, total, gpt2, prompts):
     if Path(args.init).is_file():
         data["init"] = sha256(args.init)
     facts = {
-        "format": checks.RUN["format"],
+        "format": checks.FORM["run"]["properties"]["format"]["const"],
         "argv": argv,
         "settings": settings,
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
@@ -103,12 +103,12 @@ def refuse_changes(stored, facts, path):
 def read_run(run):
     """The prompts of a finished run, best on selection first: summary.json's rows, each with the
     settings of run.json, which a row overrides, and the path of its file."""
-    facts, summary = read_facts(run), checks.read_json(run / "summary.json", checks.SUMMARY)
+    facts, summary = read_facts(run), checks.read_json(run / "summary.json", "summary")
     known = facts["settings"] | {"run": run, "majority": summary["baselines"]["majority"]}
     rows = []
     for row in summary["prompts"]:
         path = run / "prompts" / row["name"] / "prompt.safetensors"
-        row = {key: row[key] for key in checks.PROMPT}
+        row = {key: row[key] for key in checks.FORM["row"]["required"]}
         rows.append(known | row | {"path": path, "selected": row["selection"]["accuracy"]})
     return sorted(rows, key=lambda row: -row["selected"])
 

@@ -67,7 +67,7 @@ def write_run(folder, train="prompt+head", settings={}, files={}, **prompts):
     That is the prompt p1-s0-a.  Every prompt has a curve of its own, and was best in its second epoch.
     """
     said = vars(train_flags("").parse_args([])) | {"train": train, "epochs": 3, "dtype": "float32", "device": "cpu"}
-    said |= {"total_steps": 30, "processes": 1} | settings | {"prompt_tokens": [1, 5]}
+    said |= {"total_steps": 30, "processes": 1, "num_labels": 2} | settings | {"prompt_tokens": [1, 5]}
     rows, log = [], []
     for letter, (P, seed, accuracy, selected, untrained, *more) in prompts.items():
         name = f"p{P}-s{seed}-{letter}"
@@ -78,8 +78,9 @@ def write_run(folder, train="prompt+head", settings={}, files={}, **prompts):
         (folder / "prompts" / name).mkdir(parents=True)
         shutil.copy(files.get(letter, SHIPPED / "prompt.safetensors"), folder / "prompts" / name / "prompt.safetensors")
         for split, curve in (("hold-out", (-0.2, 0.0, -0.1)), ("dev", (0.3, 0.3, 0.3))):
-            point = {"prompt": name, "split": split, "loss": 0.6, "lr": None}
-            log += [point | {"step": 10 * i, "epoch": i, "accuracy": selected + x} for i, x in enumerate(curve, 1)]
+            for i, (x, loss) in enumerate(zip(curve, (0.6, 0.5, 0.55)), 1):
+                log.append({"prompt": name, "split": split, "loss": loss, "lr": None, "step": 10 * i, "epoch": i})
+                log[-1]["accuracy"] = selected + x
     facts = {"format": "prompt-training-run/1", "argv": [], "settings": said | {"lr": [0.03]}, "labels": NAMES[::2],
              "base": base_of("tiny", TINY), "data": {"train": "0", "dev": "1"},
              "prompts": [row["name"] for row in rows]}  # fmt: skip
@@ -299,8 +300,9 @@ def test_regression_is_scored_by_a_threshold(capsys, place):
     right = sum(one["label"] == label for one, label in zip(found, labels))
     assert result["accuracy"] == right / 12 and len(result["errors"]) == 12 - right and "one column" in result["alarm"]
     (odds,) = told(capsys, "attention", "run", texts[0], *EXACT)
-    assert odds["log_odds"] == pytest.approx(abs(found[0]["logits"][0] - 0.5), abs=1e-5)
-    assert ", distance from 0.5 " in ask(capsys, "attention", "run", texts[0])[1]
+    share = found[0]["probabilities"][found[0]["label"]]  # the share is all that there is
+    assert odds["log_odds"] == pytest.approx(math.log(share / (1 - share)), rel=1e-4)
+    assert ", log-odds " in ask(capsys, "attention", "run", texts[0])[1]
 
 
 # ---- many texts ---------------------------------------------------------------------------------
@@ -476,6 +478,7 @@ def test_glue_takes_the_file(capsys, desk, tmp_path):
     assert ask(capsys, *argv) == (0, f"50 predictions in {tmp_path / 'SST-2.tsv'}\n", "")
     truth = "".join(f"{7 * i % 50 + 100}\t{label}\n" for i, label in enumerate(plain))
     assert (tmp_path / "SST-2.tsv").read_text() == "index\tprediction\n" + truth
+    (tmp_path / "SST-2.tsv").unlink()
     assert told(capsys, *argv) == [{"file": str(tmp_path / "SST-2.tsv"), "n": 50}]
     for rows, named in (("index\tsentence\n0\t \n", "line 2"), ("sentence\tlabel\nx\t1\n", "line 2"),
                         ("index\tsentence\n", "no rows"), ("index\tsentence\n0\tx\n-1\tx\n", "line 3")):  # fmt: skip
@@ -567,10 +570,11 @@ def test_only_a_file_of_our_making_is_written_over(capsys, desk, runs, tmp_path)
     pytest.importorskip("matplotlib")
     (tmp_path / "test.tsv").write_text("index\tsentence\n0\tx\n")
     plot, look = ["plot", *runs, "--out"], ["attention", desk.a, "x y", "--out"]
-    answer = ["predict", desk.a, "--input", tmp_path / "test.tsv", "--glue"]
-    for kind, argv in (("png", plot), ("svg", plot), ("pdf", plot), ("svg", look), ("tsv", answer)):
+    answer = ["predict", desk.a, "--input", tmp_path / "test.tsv"]
+    for kind, argv in (("png", plot), ("svg", plot), ("pdf", plot), ("svg", look),
+                       ("tsv", [*answer, "--glue"]), ("csv", [*answer, "--out"])):  # fmt: skip
         own, other, link, folder = (tmp_path / f"{argv[0]}-{name}.{kind}" for name in ("own", "other", "link", "folder"))
-        assert [ask(capsys, *argv, own)[0] for _ in range(2)] == [0, 0]
+        assert [ask(capsys, *argv, own)[0] for _ in range(2)] == [0, 2 if argv[0] == "predict" else 0]
         other.write_text("a day's work\n")
         link.symlink_to(own)
         folder.mkdir()
@@ -595,7 +599,7 @@ def drawn(monkeypatch, capsys, *argv):
 def test_what_a_plot_shows(capsys, runs, monkeypatch, tmp_path):
     """Of each length what is best on selection, with its interval; and the curve of every prompt, on selection."""
     monkeypatch.chdir(tmp_path)
-    left, right = drawn(monkeypatch, capsys, "plot", *runs, "--out", "x.png").axes
+    left, right, losses = drawn(monkeypatch, capsys, "plot", *runs, "--out", "x.png").axes
     bars = {box.get_label().removesuffix(", tiny on reviews"): box for box in left.containers}
     assert list(bars) == ["head", "prompt+head"] and left.get_title() == "95 % intervals"
     assert bars["head"].lines[0].get_xydata().tolist() == [[1, 0.55], [5, 0.60]]
@@ -611,11 +615,14 @@ def test_what_a_plot_shows(capsys, runs, monkeypatch, tmp_path):
         assert line.get_xydata().tolist() == [[1, pytest.approx(y - 0.2)], [2, y], [3, pytest.approx(y - 0.1)]]
         assert (line.get_markevery(), line.get_color()) == ([chosen - 1], color) and line.get_marker() in "ox"
     assert [line.get_linestyle() for line in right.lines] == ["-", "-", "--", "-", "-", "--"]
+    assert [axes.get_ylabel() for axes in (right, losses)] == ["accuracy on selection", "loss on selection"]
+    for line, (_, chosen, color) in zip(losses.lines, order, strict=True):
+        assert line.get_ydata().tolist() == [0.6, 0.5, 0.55] and line.get_color() == color
     labels = [text.get_text() for text in right.get_legend().get_texts()]
     assert labels == ["P = 1, prompt+head", "P = 1, head", "P = 5, prompt+head", "P = 5, head"]
 
     other = write_run(tmp_path / "other", settings={"model": "gpt2", "data": "sst2"}, g=(5, 0, 0.70, 0.99, 0.4))
-    left, first, second = drawn(monkeypatch, capsys, "plot", runs[0], other, "--out", "x.png").axes
+    left, first, _, second, _ = drawn(monkeypatch, capsys, "plot", runs[0], other, "--out", "x.png").axes
     assert [box.get_label() for box in left.containers] == ["prompt+head, tiny on reviews", "prompt+head, gpt2 on sst2"]
     assert (first.get_title(), second.get_title()) == ("tiny on reviews", "gpt2 on sst2")
     assert [len(first.lines), len(second.lines)] == [4, 1] and second.lines[0].get_ydata()[1] == 0.99
@@ -636,36 +643,33 @@ def test_attention_of_words_equals_that_of_transformers(capsys, desk):
         ids = desk.tokenizer.encode(text)[: 24 - 3]
         read = desk.tokenizer.decode(ids).split()  # what lies behind is nobody's
         starts = [len(desk.tokenizer.decode(ids[:i])) for i in range(len(ids))]
-        words = [len(re.findall(r"\S(?=\s)", text[: start + 1])) for start in starts] + [len(read)] * 3
+        words = [min(len(re.findall(r"\S(?=\s)", text[: start + 1])), len(read) - 1) for start in starts] + [len(read)] * 3
         x = torch.cat([model.wte.weight[ids], desk.prompts["a"].vectors])[None]  # (1, T+P, C)
         with torch.no_grad():
             seen = torch.stack(model(inputs_embeds=x, output_attentions=True).attentions)[:, 0, :, -1]  # (L, H, T+P)
         shares = torch.zeros(3, 2, len(read) + 1)  # (L, H, words and the prompt)
         for i, word in enumerate(words):
             shares[:, :, word] += seen[:, :, i]
-        for flags, truth in (
-            ([], shares.mean(dim=(0, 1))[None]), (["--heads"], shares.mean(dim=0)),
-            (["--layer", "1"], shares[0].mean(dim=0)[None]), (["--layer", "3", "--heads"], shares[2]),
-        ):  # fmt: skip
-            (found,) = told(capsys, "attention", desk.a, text, *flags, *EXACT)
-            real = torch.cat([torch.tensor(found["attention"]), torch.tensor(found["to_prompt"])[:, None]], dim=1)
-            assert found["words"] == read == found["text"].split() and (real - truth).abs().max() < 1e-5
-            heads = ["head 1", "head 2"] if "--heads" in flags else ["attention"]
-            out = ask(capsys, "attention", desk.a, text, *flags, *EXACT)[1]
-            assert re.split("  +", out.splitlines()[1]) == ["word", "occlusion", *heads]
+        (found,) = told(capsys, "attention", desk.a, text, *EXACT)
+        assert found["words"] == read == found["text"].split()
+        assert (torch.tensor(found["layers"]) - shares).abs().max() < 1e-5
+        real = torch.tensor([*found["attention"], found["to_prompt"]])
+        assert (real - shares.mean(dim=(0, 1))).abs().max() < 1e-5
+        out = ask(capsys, "attention", desk.a, text, *EXACT)[1]
+        assert re.split("  +", out.splitlines()[1]) == ["word", "occlusion", "attention"]
 
 
 def test_occlusion_is_what_the_answer_loses_without_a_word(capsys, desk):
     text = " a tin  , rose\tstain\nit "
-    cut = ["tin  , rose\tstain\nit", "a , rose\tstain\nit", "a tin  rose\tstain\nit", "a tin  , stain\nit",
-           "a tin  , rose\tit", "a tin  , rose\tstain"]  # fmt: skip
+    cut = ["tin  , rose\tstain\nit", "a  , rose\tstain\nit", "a tin rose\tstain\nit", "a tin  ,\tstain\nit",
+           "a tin  , rose\nit", "a tin  , rose\tstain"]  # fmt: skip
     _, out, _ = ask(capsys, "attention", desk.a, text, *EXACT)
     (found,) = told(capsys, "attention", desk.a, text, *EXACT)
     shares = desk.logits("a", [text.strip(), *cut]).softmax(dim=1)
     label, *others = shares.argmax(dim=1).tolist()
     assert others[-1] != label  # without the last word another label wins
     odds = (shares[:, label] / (1 - shares[:, label])).log()
-    assert found.keys() == {"text", "label", "label_name", "log_odds", "words", "occlusion", "attention", "to_prompt"}
+    assert found.keys() == {"text", "label", "label_name", "log_odds", "words", "occlusion", "attention", "to_prompt", "layers"}
     assert (found["text"], found["label"], found["label_name"]) == (text.strip(), label, NAMES[label])
     assert found["log_odds"] == pytest.approx(odds[0].item(), abs=1e-3)
     assert found["occlusion"] == pytest.approx((odds[0] - odds[1:]).tolist(), abs=1e-3)
@@ -676,14 +680,27 @@ def test_occlusion_is_what_the_answer_loses_without_a_word(capsys, desk):
 
 def test_the_picture_of_attention(capsys, desk, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    for flags, title in (([], "mean of 3 layers"), (["--layer", "2"], "in layer 2"), (["--heads"], "mean of 3 layers")):
-        (found,) = told(capsys, "attention", desk.a, "great fun", *flags)
-        panels = drawn(monkeypatch, capsys, "attention", desk.a, "great fun", *flags, "--out", "x.svg").axes
-        shown = [[bar.get_width() for bar in axes.patches] for axes in panels]
-        means = [sum(parts) / len(parts) for parts in zip(*found["attention"])]  # over the heads that were asked for
-        assert shown == [pytest.approx(means), pytest.approx(found["occlusion"])]
-        assert [label.get_text() for label in panels[0].get_yticklabels()] == ["great", "fun"]
-        assert title in panels[0].get_xlabel() and all(axes.yaxis_inverted() for axes in panels)
+    (found,) = told(capsys, "attention", desk.a, "great fun")
+    panels = drawn(monkeypatch, capsys, "attention", desk.a, "great fun", "--out", "x.svg").axes
+    shown = [[bar.get_width() for bar in axes.patches] for axes in panels]
+    assert shown == [pytest.approx([*found["occlusion"], 0]), pytest.approx([*found["attention"], found["to_prompt"]])]
+    assert [label.get_text() for label in panels[0].get_yticklabels()] == ["great", "fun", "(the prompt)"]
+    assert "log-odds" in panels[0].get_xlabel() and panels[1].get_xlabel() == "attention"
+    assert all(axes.yaxis_inverted() for axes in panels)
+
+
+def test_the_picture_of_a_long_text_wraps(capsys, monkeypatch, tmp_path):
+    """Ninety words in three columns, which share their scales; not a strip of ninety rows."""
+    monkeypatch.chdir(tmp_path)
+    words = [*"abcdefghijklmnopqrstuvwxyz"] * 3 + [*"abcdefghijk"]
+    figure = drawn(monkeypatch, capsys, "attention", SHIPPED, " ".join(words), "--out", "x.png")
+    left, right = figure.axes[::2], figure.axes[1::2]
+    shown = [label.get_text() for axes in left for label in axes.get_yticklabels()]
+    assert shown == [*words, "(the prompt)"] and [len(axes.patches) for axes in figure.axes] == [30] * 6
+    for panels in (left, right):
+        assert len({axes.get_xlim() for axes in panels}) == 1
+    width, height = figure.get_size_inches()
+    assert 2 < width / height < 4
 
 
 def test_tokens_beside_each_vector(capsys, either_dtype):
@@ -731,7 +748,7 @@ def test_rows_of_the_table_that_are_no_tokens_are_nobodys_neighbour(capsys, desk
     (["score", SHIPPED, "--device", "warp"], "warp"), (["score", TINY / "model.safetensors"], "model.safetensors"),
     (["score", TINY / "config.json"], "config.json"),
     (["predict", SHIPPED, "a\udce9"], "text 1 is not UTF-8"), (["predict", SHIPPED, "--glue", "x.tsv"], "--input"),
-    (["attention", SHIPPED, " "], "blank"), (["attention", SHIPPED, "x", "--layer", "7"], "--layer 7"),
+    (["attention", SHIPPED, " "], "blank"), (["predict", SHIPPED, "x", "--text-column", "y"], "--text-column"),
     (["attention", SHIPPED, "x", "--out", "x.doc"], "x.doc"), (["predict", SHIPPED, "x", "--batch-size", "0"], "--batch-size"),
     (["plot", SHIPPED], "--out"), (["plot", SHIPPED, "--out", "x.txt"], ".png"), (["table", "nowhere"], "nowhere"),
     (["score", SHIPPED, "--errors", "-1"], "--errors"),

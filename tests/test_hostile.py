@@ -228,7 +228,7 @@ def test_the_longest_texts_are_tokenized_and_longer_ones_refused(folder, checkpo
     for size, accepted in ((0, True), (1, False), (10**6, False)):
         row = {"text": text[:-1] + space * size + "b", "label": 1}
         (folder / "long" / "dev.jsonl").write_text('{"text": "a", "label": 0}\n' + json.dumps(row))
-        found = read(read_split, str(folder / "long"), "dev", naming="dev.jsonl, line 2: the text has")
+        found = read(read_split, str(folder / "long"), "dev", naming="dev.jsonl, line 2: the row has a text that is too long: the text has")
         assert found == ([("a", 0), (text, 1)] if accepted else None)
 
 

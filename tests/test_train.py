@@ -85,7 +85,7 @@ def test_a_run_writes_what_the_design_says(place, capsys):
         assert metadata["base_sha256"] == info["base"]["base_sha256"] == base_of("m", place / "m")["base_sha256"]
         assert metadata["base_revision"] == "abc"
         assert float(metadata["accuracy"]) == p["accuracy"] and metadata["recipe"] == {
-            "data": str(place / "d"), "batch_size": 8, "epochs": 3, "steps": None, "train": "prompt+head", "select_on": "hold-out",
+            "data": str(place / "d"), "text_column": None, "label_column": None, "max_examples": None, "batch_size": 8, "epochs": 3, "steps": None, "train": "prompt+head", "select_on": "hold-out",
             "dtype": "float32", "lr": 0.03, "head_lr": 0.005, "seed": p["seed"], "epoch": p["epoch"]}  # fmt: skip
         row = [p["name"], "0.03", p["epoch"], f"{p['selection']['accuracy']:.4f}", f"{p['accuracy']:.4f}"]
         assert re.search(r"^" + " +".join(map(str, row)) + " .* to ", printed, flags=re.M)
@@ -106,7 +106,7 @@ def digest(path):
 def test_flags_mean_what_is_documented():
     documented = dict(
         model="tiny", data="reviews", prompt_tokens=[10], seeds=[0], lr=[0.03], head_lr=0.005, epochs=6, batch_size=16,
-        num_labels=2, init="sample", train="prompt+head", select_on="hold-out", cache_text="auto", dtype="auto",
+        num_labels=None, init="sample", train="prompt+head", select_on="hold-out", cache_text="auto", dtype="auto",
         steps=None, patience=None, max_examples=None, out=Path("runs/tiny-reviews"), resume=None, overwrite=False)  # fmt: skip
     assert vars(train.parse_args([])).items() >= documented.items()
     budgets = {"off": 0, "500M": 5 * 10**8, "2g": 2 * 10**9, "3k": 3000, "77": 77, "auto": "auto"}
@@ -339,7 +339,7 @@ REFUSED = {" ".join(flags): (flags, None, flags[0]) for flags in (
     "truncated weights": ([], corrupt("m/model.safetensors", lambda data: data[:-9]), "model.safetensors"),
     "too many merges": ([], lambda place, _: shutil.copy(TINY / "merges.txt", "m"), "merges.txt"),
     "out is a file": ([], lambda place, _: (place / "run").write_text(""), "run"),
-    "out is a run": ([], lambda place, _: (os.mkdir("run"), (place / "run/run.json").write_text("")), "not of our making"),
+    "out is a run": ([], lambda place, _: (os.mkdir("run"), (place / "run/run.json").write_text("")), "run.json is no JSON"),
     "out holds something else": (["--overwrite"], lambda place, _: shutil.copytree("d", "run"), "holds no run"),
     "out under a file": (["--out", "d/dev.tsv/run"], None, "dev.tsv"),
     "full disk": ([], full_disk, "run/run.json: No space left on device"),

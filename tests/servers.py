@@ -92,7 +92,7 @@ NOWHERE = "http://127.0.0.1:9"  # nobody listens there
 def redirect(monkeypatch, root, archive=NOWHERE, md5=None, models=NOWHERE):
     """In this process downloads go under root and come from these addresses.
 
-    archive: address of SST-2; md5: those of its files, by name; models: address of a hub.
+    archive: address of SST-2; md5: the one that it has to have; models: address of a hub.
     """
     from huggingface_hub import constants
 

@@ -41,7 +41,7 @@ class Tokenizer:
 
         # A merge joins two tokens that are known, and is the next token itself.
         known = {character: i for i, character in enumerate(byte_of)}
-        lines = files.read_text(path, most=2**24).removesuffix("\n").split("\n")
+        lines = files.read_text(path, limit=2**24).removesuffix("\n").split("\n")
         for number, line in enumerate(lines, 1):
             if number == 1 and line.startswith("#version"):
                 continue

@@ -11,11 +11,10 @@ import re
 import secrets
 from pathlib import Path
 
-import safetensors
 import safetensors.torch
+from safetensors import SafetensorError, safe_open
 
-ODD = (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError)
-ODD += (safetensors.SafetensorError,)
+ODD = ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError, SafetensorError
 
 
 @contextlib.contextmanager
@@ -29,45 +28,46 @@ def damaged(path, what="is damaged; fetch it again"):
         raise ValueError(f"{path} {what} ({str(error)[:200]!r})") from None
 
 
+def unlinked(path, is_right=Path.is_file):
+    """path, where nothing lies there, or what is right and no link, which could lead elsewhere."""
+    if path.is_symlink() or path.exists() and not is_right(path):
+        raise ValueError(f"{path} is a link or of another kind; remove it, or name another")
+    return path
+
+
+def ours(folder, name):
+    """The path of one of our files in a folder, of which no part is a link."""
+    path = folder / name
+    for above in path.parents[: name.count("/")]:
+        unlinked(above, Path.is_dir)
+    return unlinked(path)
+
+
 def write_file(path, data, mark=b"", temporary=None):
     """Write bytes so that path holds all of them or what it held before: new file, sync, rename.
 
     Only a regular file is replaced, and with a mark, a pattern, only one that fits it, as ours do.
     temporary: a name that nothing has yet, by itself one at random.
     """
-    path = Path(path)
+    path = unlinked(Path(path))
     temporary = temporary or path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    there = os.path.lexists(path)
-    if there and (path.is_symlink() or not path.is_file()):
-        raise ValueError(f"{path} is a link or no file; name another")
-    if there and mark and not re.search(mark, path.read_bytes()[: 2**26]):
+    place = os.replace
+    if mark and not path.exists():
+        place = os.link  # fails where somebody was faster
+    elif mark and not re.search(mark, path.read_bytes()[: 2**26]):
         raise ValueError(f"{path} is there already and not of our making; name another")
     try:
         with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        if mark and not there:
-            os.link(temporary, path)  # fails where somebody was faster
-            temporary.unlink()
-        else:
-            os.replace(temporary, path)
-    except BaseException as error:
-        if getattr(error, "filename", None) != str(temporary):
-            temporary.unlink(missing_ok=True)
+        place(temporary, path)
+    except OSError as error:
         error.filename = str(path)  # a full disk does not say itself which file it was
         raise
-
-
-def ours(folder, name):
-    """The path of one of our files in a folder; refused where a link could lead elsewhere."""
-    path = folder / name
-    above = path.parents[: name.count("/")]
-    if any(part.is_symlink() or part.exists() and not part.is_dir() for part in above):
-        raise ValueError(f"{above[0]} is a link or no folder; remove it, or name another")
-    if path.is_symlink() or path.exists() and not path.is_file():
-        raise ValueError(f"{path} is a link or no file; remove it, or name another folder")
-    return path
+    finally:
+        with contextlib.suppress(OSError):  # where it has been renamed, or was never made
+            temporary.unlink()
 
 
 def sha256(*paths):
@@ -87,7 +87,7 @@ def sha256(*paths):
 def open_safetensors(path):
     """safetensors.safe_open on the CPU, memory-mapped, with errors that name the file."""
     with damaged(path, "is no whole safetensors file"):
-        with safetensors.safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="pt") as file:
             yield file
 
 
@@ -119,14 +119,14 @@ def safetensors_bytes(tensors, metadata):
 
 def weight_files(folder):
     """The safetensors files of a checkpoint folder, in order: model.safetensors, or its shards."""
-    whole, index = Path(folder) / "model.safetensors", Path(folder) / "model.safetensors.index.json"
+    whole = Path(folder) / "model.safetensors"
+    index = whole.with_name("model.safetensors.index.json")
     if whole.exists() or not index.exists():
         return [whole]
     with damaged(index, "does not list the shards of a checkpoint; fetch it again"):
         names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-        strange = [name for name in names if not re.fullmatch(r"[\w-][\w.-]*", name)]
-        if strange or not names:  # each has to be in this folder
-            raise ValueError(*strange)
+        if not names or not all(re.fullmatch(r"[\w-][\w.-]*", name) for name in names):
+            raise ValueError("it names none, or one that is in another folder")
     return [index.with_name(name) for name in names]
 
 
@@ -138,16 +138,13 @@ def tree_bytes(tree):
     tensors = {}
 
     def keep(tensor):
-        tensors[str(len(tensors))] = tensor.detach().cpu()
-        return {"tensor": str(len(tensors) - 1)}
+        name = str(len(tensors))
+        tensors[name] = tensor.detach().cpu()
+        return {"tensor": name}
 
-    return hashed_bytes(tensors, {"tree": json.dumps(tree, default=keep)})
-
-
-def hashed_bytes(tensors, metadata):
-    """A safetensors file that holds the hash of what it would be without the hash."""
-    whole = hashlib.sha256(safetensors_bytes(tensors, metadata)).hexdigest()
-    return safetensors_bytes(tensors, metadata | {"sha256": whole})
+    text = {"tree": json.dumps(tree, default=keep)}
+    whole = hashlib.sha256(safetensors_bytes(tensors, text)).hexdigest()
+    return safetensors_bytes(tensors, text | {"sha256": whole})
 
 
 def read_tree(path):
@@ -156,30 +153,30 @@ def read_tree(path):
     ValueError for a file that differs in any bit from what was written.
     """
     tensors, metadata = read_safetensors(path)
-    text = metadata["tree"]
-    if hashed_bytes(tensors, {"tree": text}) != Path(path).read_bytes():
-        raise ValueError("it is not as it was written")
 
     def find(node):
         if node.keys() == {"tensor"}:
             return tensors[node["tensor"]]
         return {int(key) if key.isdecimal() else key: value for key, value in node.items()}
 
-    return json.loads(text, object_hook=find)
+    tree = json.loads(metadata["tree"], object_hook=find)
+    if tree_bytes(tree) != Path(path).read_bytes():
+        raise ValueError("it is not as it was written")
+    return tree
 
 
 # ---- text -----------------------------------------------------------------------------------
 
 
-def read_text(path, most=None):
+def read_text(path, limit=-1):
     """A UTF-8 file without its byte order mark; ValueError, naming the line, if it is none.
 
-    most: bytes that it may have.
+    limit: bytes, of which it must have fewer.
     """
     with open(path, "rb") as file:
-        data = file.read(most + 1 if most else -1)
-    if most and len(data) > most:
-        raise ValueError(f"{path} has more than {most:,} bytes")
+        data = file.read(limit)
+    if len(data) == limit:
+        raise ValueError(f"{path} has {limit:,} bytes or more")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -203,9 +200,8 @@ def rows_of(path):
                     row = json.loads(line)
                     yield number, row if isinstance(row, dict) else {}
             return
-        glue = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-        style = glue if path.suffix == ".tsv" else {"strict": True}
-        reader = csv.reader(io.StringIO(text, newline=""), **style)
+        tsv = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {}
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True, **tsv)
         columns = dict.fromkeys(next(reader, []))  # a name that comes twice is one
         number = 2
         for row in filter(None, reader):

@@ -5,7 +5,6 @@ a text meets them.  Whatever is wrong with a file ends in a ValueError or OSErro
 names it.
 """
 
-import itertools
 import random
 import sys
 
@@ -37,7 +36,7 @@ class Tokenizer:
         visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
         order = visible + [byte for byte in range(256) if byte not in visible]
         spelled = [*visible, *range(256, 512)]  # more than enough
-        byte_of = {chr(character): byte for character, byte in zip(spelled, order)}
+        byte_of = dict(zip(map(chr, spelled), order))
 
         # A merge joins two tokens that are known, and is the next token itself.
         known = {character: i for i, character in enumerate(byte_of)}
@@ -164,17 +163,17 @@ def hold_out(examples, size, seed=0):
     def inside(text):
         """Yield all texts that stand in this one, itself included."""
         its = words[text]
-        for i, width in itertools.product(range(len(its)), (1, 2, 3)):
-            for other in begins.get(tuple(its[i : i + width]), ()):
-                if its[i : i + len(words[other])] == words[other]:
-                    yield other
+        for i in range(len(its)):
+            for width in (1, 2, 3):
+                for other in begins.get(tuple(its[i : i + width]), ()):
+                    if its[i : i + len(words[other])] == words[other]:
+                        yield other
 
     # Longest first: what stands in a contained text was already found in the longer one.
     contained = set()
     for text in sorted(words, key=lambda text: (-len(words[text]), text)):
         if text not in contained:
-            contained.update(inside(text))
-            contained.discard(text)
+            contained |= {*inside(text)} - {text}
 
     whole = [text for text in words if text not in contained]
     drawn = set(random.Random(seed).sample(whole, min(size, len(whole) // 2)))

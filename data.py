@@ -73,9 +73,9 @@ def clean(text):
     Every sentence of SST-2 ends in a space, which would become a token of its own, the very one
     that the prompt follows.  ValueError for what the tokenizer would garble or break on.
     """
-    text.encode()  # fails on half a surrogate pair, which JSON and a shell let through
     if len(text) > LONGEST:
         raise ValueError(f"the text has {len(text)} characters; cut it, {LONGEST} are the limit")
+    text.encode()  # fails on half a surrogate pair, which JSON and a shell let through
     return text.strip()
 
 

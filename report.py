@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data import LONGEST, clean, cut, text_in
+from data import LONGEST, clean, cut, readable, text_in
 from evaluate import NO_ANSWER, Classifier, judge, probabilities, truth_of, wilson
 from model import choose, load_prompt
 from support import checks
@@ -107,7 +107,8 @@ def predict_verb(args):
         done = 0
         bar = tqdm(unit=" texts", disable=sys.stdout.isatty() or None)  # on a terminal, on stderr
         for lines in lines_of(stream, 64 * args.batch_size, LONGEST):
-            print_answers(args, answer(classifier, lines, "line", done))
+            texts = [readable(line) for line in lines]
+            print_answers(args, answer(classifier, texts, "line", done))
             done += len(lines)
             bar.update(len(lines))
 

@@ -214,29 +214,17 @@ def rows_of(path):
         raise ValueError(f"{path}, line {number}: {error}") from None
 
 
-def text_of(line, longest):
-    """A line of bytes -> (its text, None), or (what can be shown, why it cannot be answered)."""
-    text = line[:longest].decode("utf-8", "replace").strip()
-    if len(line) > longest:
-        return text[:80], f"is longer than {longest:,} bytes"
-    try:
-        line.decode()
-    except UnicodeDecodeError:
-        return text, "is not UTF-8"
-    return text, None if text else "is blank"
-
-
 def lines_of(stream, most, longest):
-    """The lines of a stream, as text_of each, in lists of what has arrived: a pipe that trickles
-    is answered as it goes.
+    """The lines of a stream of UTF-8, in lists of what has arrived: a pipe that trickles is answered
+    as it goes.  Bytes that are not UTF-8 come as surrogates.
 
-    A list has `most` lines at most; of a line without end `longest` bytes and a piece are kept.
+    A list has `most` lines at most; of a line without end `longest` characters and a piece are kept.
     """
-    rest, mark = b"", codecs.BOM_UTF8  # which may stand before the first line
+    decoder, rest = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape"), ""
     while data := stream.read1(2**16):
-        *lines, rest = (rest[: longest + 1] + data).split(b"\n")
+        *lines, rest = (rest[: longest + 1] + decoder.decode(data)).split("\n")
         for i in range(0, len(lines), most):
-            yield [text_of(line.removeprefix(mark), longest) for line in lines[i : i + most]]
-            mark = b""
+            yield lines[i : i + most]
+    rest += decoder.decode(b"", final=True)
     if rest:
-        yield [text_of(rest.removeprefix(mark), longest)]
+        yield [rest]

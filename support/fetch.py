@@ -65,7 +65,8 @@ def download_checkpoint(repo, revision, folder):
     except Exception as error:  # the library's, or those of the three HTTP clients it has had
         reason = str(error).strip().split("\n")[0]
         raise OSError(
-            f"could not fetch {repo} ({reason}): check the network and run again, it resumes; or "
+            f"could not fetch {repo} ({reason}): check the network and run again, it resumes "
+            "(HF_HUB_DISABLE_XET=1 helps where it hangs); or "
             f"put {', '.join(wanted)} of https://huggingface.co/{repo} into {folder}"
         ) from None
     for name in wanted[:2]:

@@ -138,12 +138,14 @@ def read_split(data, split, num_labels=2, names=(), columns=(None, None)):
 def label_names(data, column=None):
     """What the labels of train are called, in the order of their first appearance (but negative
     before positive); none where they are numbers."""
-    rows = files.rows_of(fetch.split_file(data, "train"))
-    values = [value_in(row, column, "label") for _, row in rows]
-    if any(map(checks.is_number, values)):
-        return []
-    words = dict.fromkeys(value.strip() for value in values if isinstance(value, str))
-    names = [*filter(None, words)]
+    words = {}
+    for _, row in files.rows_of(fetch.split_file(data, "train")):
+        value = value_in(row, column, "label")
+        if checks.is_number(value):
+            return []  # as a rule at the first row: read_split says what is wrong with the others
+        if isinstance(value, str) and value.strip():
+            words[value.strip()] = None
+    names = list(words)
     return checks.KNOWN if sorted(names) == checks.KNOWN else names
 
 

@@ -95,7 +95,7 @@ def predict_verb(args):
         raise ValueError(
             "--out, --glue and --text-column need a table as --input: .tsv, .csv, .jsonl"
         )
-    if target and os.path.lexists(target):
+    if target and os.path.lexists(target):  # write_file refuses it, too, but after all the work
         raise ValueError(f"{target} is there already; name another file")
     source = open(args.input, "rb") if args.input else contextlib.nullcontext(sys.stdin.buffer)
     with source as stream:
@@ -135,10 +135,10 @@ def print_answers(args, found):
 def answer_table(args, classifier):
     """Answer the rows of --input by their column of texts, and print or write what comes out."""
     rows = [*rows_of(Path(args.input))]
-    lines = [text_in(row, args.text_column) for _, row in rows]
-    found = answer(classifier, lines, "row")
     if not rows:
         raise ValueError(f"{args.input} has no rows")
+    lines = [text_in(row, args.text_column) for _, row in rows]
+    found = answer(classifier, lines, "row")
     if args.out:
         write_answers(args, rows, found)
     elif args.glue:
@@ -202,11 +202,9 @@ def trained(runs):
             continue
         (path,) = find_prompts(run)
         about = load_prompt(path)[1]
-        recipe = about["recipe"]
         with damaged(path, "goes without its accuracy; train it anew"):
             score = {key: json.loads(about[key]) for key in checks.FORM["scored"]["required"]}
-            row = {key: recipe[key] for key in checks.FORM["recipe"]["properties"].keys() & recipe}
-            row |= checks.valid("its metadata", score, "scored")
+            row = checks.recipe_of(about["recipe"]) | checks.valid("its metadata", score, "scored")
         row |= {"model": about.get("base_model"), "path": path, "run": run}
         rows.append({"train": "prompt+head"} | row)
     return rows

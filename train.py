@@ -214,7 +214,7 @@ def fit(args, total, gpt2, trials, train_set, held_set, run, read):
 def save_best(run, trial, result):
     """prompts/NAME/prompt.safetensors: the best of a trial, how it came about and how it scored."""
     asked = run.facts["settings"]
-    recipe = {key: asked[key] for key in checks.FORM["recipe"]["properties"] if key in asked}
+    recipe = checks.recipe_of(asked)
     recipe |= {"lr": trial.lr, "seed": trial.seed, "epoch": trial.best["epoch"]}
     about = {"labels": run.facts["labels"], "text_rule": TEXT_RULE, "recipe": recipe}
     about |= {"init": asked["init"], "init_ids": trial.init_ids}
@@ -249,7 +249,7 @@ def read_data(args):
     columns = args.text_column, args.label_column
     names = label_names(args.data, columns[1])
     args.num_labels = checks.label_count(args, names)
-    numbers = 0 if names else args.num_labels
+    numbers = 0 if names else args.num_labels  # beside names a number would be a slip
     train, dev = (
         read_split(args.data, split, numbers, names, columns) for split in ("train", "dev")
     )

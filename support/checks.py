@@ -139,7 +139,13 @@ def enough(args, train, held):
 
 # ---- prompts --------------------------------------------------------------------------------
 
-PROMPT_FORMAT = {"format": "prompt-training/1", "position_rule": "after-text"}
+RULES = ("format", "position_rule")
+PROMPT_FORMAT = {key: FORM["prompt"]["properties"][key]["const"] for key in RULES}
+
+
+def recipe_of(values):
+    """What belongs to the recipe of a prompt, of settings or of what a file calls its recipe."""
+    return {key: values[key] for key in FORM["recipe"]["properties"] if key in values}
 
 
 def prompt_metadata(path, tensors, metadata):

@@ -61,6 +61,16 @@ def checkpoint(tmp_path_factory):
     return write_checkpoint(tmp_path_factory.mktemp("random"), config, weights), config, weights
 
 
+def ask(capsys, program, *argv):
+    """Run train.py or evaluate.py in this process -> (exit code, stdout, stderr)"""
+    code = 0
+    try:
+        program.main([*map(str, argv)])
+    except SystemExit as stop:
+        code = stop.code
+    return code, *capsys.readouterr()
+
+
 GOOD, BAD = "fine lovely great warm witty".split(), "dull awful cold flat stale".split()
 
 

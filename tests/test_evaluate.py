@@ -14,6 +14,7 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 
+import conftest
 import pytest
 import torch
 from checkpoints import TINY
@@ -38,12 +39,7 @@ NAMES = ["bad", "fair", "good"]
 
 def ask(capsys, *argv):
     """Run evaluate.py -> (exit code, stdout, stderr)"""
-    code = 0
-    try:
-        evaluate.main([*map(str, argv)])
-    except SystemExit as stop:
-        code = stop.code
-    return code, *capsys.readouterr()
+    return conftest.ask(capsys, evaluate, *argv)
 
 
 def told(capsys, *argv):

@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import random_weights, sizes, write_checkpoint
+from conftest import ask
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from servers import archive, redirect
@@ -642,12 +643,8 @@ def bench(place):
 
 def main(capsys, program, *argv):
     """(exit code, standard error) of train.py or evaluate.py"""
-    code = 0
-    try:
-        program.main([*map(str, argv)])
-    except SystemExit as stop:
-        code = stop.code
-    return code, capsys.readouterr().err
+    code, _, err = ask(capsys, program, *argv)
+    return code, err
 
 
 SCORE = (evaluate, "score", "p.safetensors")

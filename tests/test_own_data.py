@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import BAD, GOOD
+from conftest import BAD, GOOD, ask
 
 import evaluate
 import train
@@ -40,15 +40,6 @@ def rows_of(names, n=60, split="t"):
 def both(folder, kind, names, **more):
     write(folder, kind, rows_of(names), **more)
     write(folder, kind, rows_of(names, 12, "v"), "dev", **more)
-
-
-def ask(capsys, program, *argv):
-    code = 0
-    try:
-        program.main([*map(str, argv)])
-    except SystemExit as stop:
-        code = stop.code
-    return code, *capsys.readouterr()
 
 
 # ---- labels that are names ------------------------------------------------------------------

@@ -14,8 +14,10 @@ for name in [*os.environ]:
         del os.environ[name]
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["OMP_NUM_THREADS"] = "1"  # threads that wait for one another are slow where others work, too
-for number in (signal.SIGINT, signal.SIGTERM):  # a background job begins with SIGINT ignored
-    signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job begins with it ignored
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+if hasattr(signal, "SIGHUP"):  # not on Windows; under nohup it is ignored
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import pytest
 import torch

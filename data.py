@@ -111,7 +111,7 @@ def read_split(data, split, num_labels=2, names=(), columns=(None, None)):
     columns: of the text (`sentence` or `text`) and of the `label`: one of the names, or 0 to
     num_labels - 1, or any number where num_labels is 1 (regression).
     """
-    path, examples, quoted = fetch.split_file(data, split), [], []
+    path, examples, quoted = fetch.split_file(data, split), [], 0
     for number, row in files.rows_of(path):
         (text, problem), label = text_in(row, columns[0]), value_in(row, columns[1], "label")
         if label is None:
@@ -123,12 +123,12 @@ def read_split(data, split, num_labels=2, names=(), columns=(None, None)):
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
         if path.suffix == ".tsv" and text[0] == text[-1] == '"' and '""' in text[1:-1]:
-            quoted.append(number)
+            quoted = quoted or number
     if not examples:
         raise ValueError(f"{path} has no rows")
     if quoted:
         print(
-            f"warning: {path}, line {quoted[0]}: quotation marks as a spreadsheet writes them, but "
+            f"warning: {path}, line {quoted}: quotation marks as a spreadsheet writes them, but "
             "in a tsv they belong to the text, as in GLUE's; save it as csv",
             file=sys.stderr,
         )
@@ -202,7 +202,7 @@ def encode(tokenizer, pairs, positions, longest):
     return examples
 
 
-def collate(examples):
+def collate(examples, device="cpu"):
     """[(ids, label)] -> ids int64 (B, T), padded on the right, lengths int64 (B,), labels (B,).
 
     Lengths travel with the batch; nothing ever guesses them from pad ids.  Integer labels come as
@@ -210,7 +210,8 @@ def collate(examples):
     """
     tokens, labels = zip(*examples)
     ids = pad_sequence([*map(torch.tensor, tokens)], batch_first=True)  # (B, T)
-    return ids, torch.tensor([*map(len, tokens)]), torch.tensor(labels)
+    batch = ids, torch.tensor([*map(len, tokens)]), torch.tensor(labels)
+    return [part.to(device) for part in batch]
 
 
 def cut(items, size):

@@ -36,10 +36,9 @@ def answers(gpt2, prompts, examples, batch_size):
     device, (rank, world) = gpt2.wte.weight.device, machine.rank_and_world()
     order = sorted(range(len(examples)), key=lambda i: len(examples[i][0]))
     logits = torch.zeros(len(prompts), len(examples), len(prompts[0].head), device=device)
-    for chosen in cut(order, batch_size)[rank::world]:
-        ids, lengths, _ = collate([examples[i] for i in chosen])
-        batch = classify(gpt2, prompts, ids.to(device), lengths.to(device))  # (K, B, N)
-        logits[:, chosen] = batch.float()
+    for chosen in machine.progress(cut(order, batch_size)[rank::world], "batches"):
+        ids, lengths, _ = collate([examples[i] for i in chosen], device)
+        logits[:, chosen] = classify(gpt2, prompts, ids, lengths).float()  # (K, B, N)
     machine.all_reduce([logits])  # each is a zero in all processes but one
     return logits.cpu()
 
@@ -102,7 +101,7 @@ def judge(logits, labels):
             "argmax of one column would answer 0 for everything and score "
             f"{1 - truth.float().mean():.4f}, the share of label 0"
         )
-        result["alarm"] = f"{result['alarm']}; {note}" if result["alarm"] else note
+        result["alarm"] = "; ".join(filter(None, [result["alarm"], note]))
     return result | {"loss": losses(logits[None], labels).nan_to_num(nan=3e38).item()}
 
 
@@ -120,7 +119,19 @@ def score(gpt2, prompts, examples, batch_size):
 # ---- prompts that answer --------------------------------------------------------------------
 
 
-NO_ANSWER = dict.fromkeys(("text", "label", "label_name", "logits", "probabilities"))
+def open_model(name, args, asked):
+    """What prompts ride on: the frozen GPT-2, its tokenizer, and what identifies them.
+
+    name: of a checkpoint, and whether a person asked for it; args: device and dtype, as the flags.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)  # it would make a plan for each length of texts
+    folder = fetch.checkpoint_folder(name, asked)
+    base = fetch.base_of(name, folder)
+    gpt2 = load_gpt2(folder, machine.body_dtype(args.dtype, args.device), args.device)
+    return gpt2, Tokenizer(folder / "merges.txt", gpt2.config.vocab_size), base
+
+
+NO_ANSWER = dict.fromkeys("text label label_name logits probabilities".split())
 
 
 class Classifier:
@@ -134,10 +145,7 @@ class Classifier:
         self.metadata, self.batch_size = about[0], args.batch_size
         self.labels = self.metadata["labels"]
         name = args.model or self.metadata.get("base_model", "")
-        folder = fetch.checkpoint_folder(name, asked=bool(args.model))
-        self.gpt2 = load_gpt2(folder, machine.body_dtype(args.dtype, args.device), args.device)
-        self.tokenizer = Tokenizer(folder / "merges.txt", self.gpt2.config.vocab_size)
-        base = fetch.base_of(folder, folder)
+        self.gpt2, self.tokenizer, base = open_model(name, args, bool(args.model))
         for path, prompt, its in zip(paths, prompts, about):
             checks.prompt_on_model(path, prompt, its, TEXT_RULE, base, self.gpt2.config)
             if its["labels"] != self.labels or len(prompt.head) != len(prompts[0].head):
@@ -150,13 +158,16 @@ class Classifier:
         examples = encode(self.tokenizer, pairs, self.gpt2.config.n_positions, longest)
         return answers(self.gpt2, self.prompts, examples, self.batch_size)
 
-    def answer_split(self, data, split, columns=(None, None)):
-        """(texts, labels (n,), logits (K, n, N)) of a labelled data set; None: its own."""
-        recipe = self.metadata["recipe"]
-        own = recipe.get("text_column"), recipe.get("label_column")
-        columns = [column or its for column, its in zip(columns, own)]
-        N = len(self.prompts[0].head)
-        pairs = read_split(data or recipe.get("data", ""), split, N, self.labels, columns)
+    def answer_split(self, args):
+        """(texts, labels (n,), logits (K, n, N)) of the labelled split that the flags name.
+
+        args: data, split, text_column, label_column; None: what the prompt was trained on.
+        """
+        own, N = self.metadata["recipe"], len(self.prompts[0].head)
+        data = args.data or own.get("data", "")
+        text = args.text_column or own.get("text_column")
+        label = args.label_column or own.get("label_column")
+        pairs = read_split(data, args.split, N, self.labels, (text, label))
         texts, labels = zip(*pairs)
         return texts, torch.tensor(labels), self.logits(pairs)
 
@@ -170,15 +181,9 @@ class Classifier:
             pairs.append((text, 0))
         logits = self.logits(pairs).mean(dim=0)  # (n, N)
         labels = choose(logits).tolist()
-        names = [self.labels[label] for label in labels]
-        rows = zip(
-            (text for text, _ in pairs),
-            labels,
-            names,
-            logits.tolist(),
-            probabilities(logits).tolist(),
-        )
-        return [dict(zip(NO_ANSWER, row)) for row in rows]
+        texts, names = [text for text, _ in pairs], [self.labels[label] for label in labels]
+        columns = texts, labels, names, logits.tolist(), probabilities(logits).tolist()
+        return [dict(zip(NO_ANSWER, row)) for row in zip(*columns)]
 
 
 def load(run, model=None, device=None, dtype="auto", batch_size=16):
@@ -195,8 +200,8 @@ def load(run, model=None, device=None, dtype="auto", batch_size=16):
 def main(argv=None):
     import report  # late, since it builds on this file
 
-    args = flags.asking(__doc__, argv)
-    report.VERBS[args.verb](args)
+    args = flags.asking(__doc__, report.VERBS, argv)
+    args.answer(args)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """What a result looks like: score, answers, table, plot, tokens, attention."""
 
-import contextlib
 import csv
 import io
 import itertools
@@ -15,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from data import LONGEST, clean, cut, readable, text_in
 from evaluate import NO_ANSWER, Classifier, judge, probabilities, truth_of, wilson
@@ -23,7 +21,7 @@ from model import choose, load_prompt
 from support import checks
 from support.files import TABLES, damaged, lines_of, rows_of, write_file
 from support.machine import cell, print_table, shown, to_json
-from support.run import find_prompts, read_run
+from support.run import find_prompts
 
 
 def say(args, found, sentence):
@@ -34,6 +32,12 @@ def say(args, found, sentence):
 # ---- score ----------------------------------------------------------------------------------
 
 
+def refuse_existing(path):
+    """Nothing is written over; this is said before the work."""
+    if path and os.path.lexists(path):
+        raise ValueError(f"{path} is there already; remove it, or name another file")
+
+
 def ensemble(args):
     """The files of RUN's prompts and of those of --with."""
     found = [path for run in (args.run, *args.others) for path in find_prompts(run, args.all)]
@@ -41,30 +45,26 @@ def ensemble(args):
 
 
 def score_verb(args):
-    """Score the prompts together, each alone, and the surest mistakes."""
+    """Accuracy with interval, loss, confusion, precision and recall on a labelled split."""
     paths = ensemble(args)
     classifier = Classifier(paths, args)
     names = classifier.labels
-    columns = args.text_column, args.label_column
-    texts, labels, logits = classifier.answer_split(args.data, args.split, columns)
-    alone = [judge(one, labels)["accuracy"] for one in logits]
+    texts, labels, logits = classifier.answer_split(args)
     together = logits.mean(dim=0)  # (n, N)
-    result = judge(together, labels)
-    result |= {"prompt": " + ".join(map(str, paths)), "alone": alone}
+    result = judge(together, labels) | {"prompt": " + ".join(map(str, paths))}
+    result["alone"] = [judge(one, labels)["accuracy"] for one in logits]
 
     truth, said = truth_of(labels, together.shape[1]).tolist(), choose(together).tolist()
-    sure = probabilities(together).amax(dim=1)  # (n,)
-    wrong = [i for i in sure.argsort(descending=True).tolist() if said[i] != truth[i]]
-    errors = [
-        {"text": texts[i], "label": truth[i], "answer": said[i], "probability": sure[i].item()}
-        for i in wrong[: args.errors]
-    ]
+    sure = probabilities(together).amax(dim=1).tolist()  # (n,)
+    wrong = [row for row in zip(sure, said, truth, texts) if row[1] != row[2]]
+    errors = sorted(wrong, key=itemgetter(0), reverse=True)[: args.errors]
     if args.json:
-        return print(to_json(result | ({"errors": errors} if args.errors else {})))
-    who = paths[0]
+        keys = "probability answer label text".split()
+        return print(to_json(result | {"errors": [dict(zip(keys, row)) for row in errors]}))
+
+    who = paths[0] if len(paths) == 1 else "together"
     if len(paths) > 1:
-        who = "together"
-        print_table(["prompt", "alone"], zip(paths, alone))
+        print_table(["prompt", "alone"], zip(paths, result["alone"]))
     print(
         f"{who} on {args.data or classifier.metadata['recipe']['data']} {args.split}: accuracy "
         f"{result['accuracy']:.4f} of {result['n']} texts, 95 % interval "
@@ -76,18 +76,15 @@ def score_verb(args):
     print_table(header, zip(names, *columns))
     if result["alarm"]:
         print(f"{'warning' if result['collapsed'] else 'note'}: {result['alarm']}")
-    for error in errors:
-        print(
-            f"{error['probability']:.3f} {names[error['answer']]}, "
-            f"but it is {names[error['label']]}: {shown(error['text'])}"
-        )
+    for share, answer, label, text in errors:
+        print(f"{share:.3f} {names[answer]}, but it is {names[label]}: {shown(text)}")
 
 
 # ---- predict --------------------------------------------------------------------------------
 
 
 def predict_verb(args):
-    """Label arguments, the rows of a table, or lines of a file or of standard input as they come."""
+    """Label texts: arguments, a table, or lines of a file or of standard input as they come."""
     target, table = args.out or args.glue, Path(args.input or "").suffix in TABLES
     if args.texts and args.input:
         raise ValueError("predict takes texts or --input, not both")
@@ -95,22 +92,18 @@ def predict_verb(args):
         raise ValueError(
             "--out, --glue and --text-column need a table as --input: .tsv, .csv, .jsonl"
         )
-    if target and os.path.lexists(target):  # write_file refuses it, too, but after all the work
-        raise ValueError(f"{target} is there already; name another file")
-    source = open(args.input, "rb") if args.input else contextlib.nullcontext(sys.stdin.buffer)
-    with source as stream:
-        classifier = Classifier(ensemble(args), args)
-        if args.texts:
-            return print_answers(args, classifier.predict(args.texts))
-        if table:
-            return answer_table(args, classifier)
+    refuse_existing(target)
+    stream = open(args.input, "rb") if args.input else sys.stdin.buffer
+    classifier = Classifier(ensemble(args), args)
+    if args.texts:
+        print_answers(args, classifier.predict(args.texts))
+    elif table:
+        answer_table(args, classifier)
+    else:
         done = 0
-        bar = tqdm(unit=" texts", disable=sys.stdout.isatty() or None)  # on a terminal, on stderr
-        for lines in lines_of(stream, 64 * args.batch_size, LONGEST):
-            texts = [readable(line) for line in lines]
-            print_answers(args, answer(classifier, texts, "line", done))
+        for lines in lines_of(stream, LONGEST):
+            print_answers(args, answer(classifier, [*map(readable, lines)], "line", done))
             done += len(lines)
-            bar.update(len(lines))
 
 
 def answer(classifier, lines, name, done=0):
@@ -120,7 +113,7 @@ def answer(classifier, lines, name, done=0):
     """
     for number, (_, problem) in enumerate(lines, done + 1):
         if problem:
-            tqdm.write(f"{name} {number} {problem}", file=sys.stderr)
+            print(f"{name} {number} {problem}", file=sys.stderr)
     answered = iter(classifier.predict([text for text, problem in lines if not problem]))
     return [NO_ANSWER | {"text": t, "error": p} if p else next(answered) for t, p in lines]
 
@@ -139,74 +132,62 @@ def answer_table(args, classifier):
         raise ValueError(f"{args.input} has no rows")
     lines = [text_in(row, args.text_column) for _, row in rows]
     found = answer(classifier, lines, "row")
-    if args.out:
-        write_answers(args, rows, found)
-    elif args.glue:
-        write_glue(args, rows, found)
+    if args.out or args.glue:
+        beside = with_answer if args.out else for_glue
+        table = [beside(number, row, its) for (number, row), its in zip(rows, found)]
+        write_table(args, args.out or args.glue, table)
     else:
         print_answers(args, found)
 
 
-def write_answers(args, rows, found):
-    """--out FILE.csv: the rows of --input with the answers beside them, in their order."""
-    table = []
-    for (_, row), its in zip(rows, found):
-        name = "predicted_label" if "label" in row else "label"
-        share = max(its["probabilities"] or [None])
-        table.append(row | {name: its["label_name"], "probability": share})
-    write_table(args, args.out, table, "excel")
+def with_answer(number, row, its):
+    """A row of --input with its answer beside it."""
+    name = "predicted_label" if "label" in row else "label"
+    share = max(its["probabilities"] or [None])
+    return row | {name: its["label_name"], "probability": share}
 
 
-def write_glue(args, rows, found):
-    """--glue FILE: GLUE's test.tsv, columns index and sentence, as the file that its server takes."""
-    table = []
-    for (number, row), its in zip(rows, found):
-        index = str(row.get("index"))
-        if "error" in its or not index.isdecimal():
-            raise ValueError(
-                f"{args.input}, line {number}: GLUE's test files have a number in the column index "
-                "and a text in the column sentence"
-            )
-        table.append({"index": index, "prediction": its["label"]})
-    write_table(args, args.glue, table, "excel-tab")
+def for_glue(number, row, its):
+    """A row of GLUE's test.tsv, columns index and sentence, as its server takes the answer."""
+    index = str(row.get("index"))
+    if "error" in its or not index.isdecimal():
+        raise ValueError(
+            f"--input, line {number}: GLUE's test files have a number in the column index and a "
+            "text in the column sentence"
+        )
+    return {"index": index, "prediction": its["label"]}
 
 
-def write_table(args, path, rows, dialect):
-    """A csv or tsv file, where nothing is yet: nothing bears the mark of this pattern."""
+def write_table(args, path, rows):
+    """--out, a csv, or --glue, a tsv."""
     text, columns = io.StringIO(), dict.fromkeys(name for row in rows for name in row)
+    dialect = "excel" if args.out else "excel-tab"
     writer = csv.DictWriter(text, columns, dialect=dialect, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_file(path, text.getvalue().encode(), mark=rb"(?!)")
+    write_file(path, text.getvalue().encode(), replace=False)
     say(args, {"file": path, "n": len(rows)}, f"{len(rows):,} predictions in {path}")
 
 
 # ---- table ----------------------------------------------------------------------------------
 
 # Prompts that agree in these differ in the seed at most.
-SAME = ("model", "data", "train", "prompt_tokens", "lr", "batch_size", "epochs", "select_on")
-SAME += ("head_lr", "steps", "max_examples")
-COLUMNS = "model data train prompt_tokens batch_size lr seeds epoch selected accuracy sd ci95 gain"
-HEADER = "model,data,trained,tokens,batch,lr,seeds,epochs,selection,dev,sd,95 % interval,gain"
+SAME = "model data train prompt_tokens lr batch_size epochs select_on head_lr steps max_examples".split()
+SCORED = checks.FORM["scored"]["properties"]
+COLUMNS = "model data train prompt_tokens batch_size lr seeds epoch selected accuracy sd ci95"
+HEADER = "model,data,trained,tokens,batch,lr,seeds,epochs,selection,dev,sd,95 % interval"
 
 
 def trained(runs):
-    """The prompts of all runs: of each a dictionary of how it was trained and what it scored.
-
-    A single prompt says it in its metadata, but for its score on selection and the baselines.
-    """
+    """The prompts of all runs, of each a dictionary of how it was trained and what it scored: both
+    stand in its file."""
     rows = []
-    for run in map(Path, runs):
-        if (run / "summary.json").is_file():
-            rows += read_run(run)
-            continue
-        (path,) = find_prompts(run)
+    for path in itertools.chain(*(find_prompts(run, every=True) for run in runs)):
         about = load_prompt(path)[1]
-        with damaged(path, "goes without its accuracy; train it anew"):
-            score = {key: json.loads(about[key]) for key in checks.FORM["scored"]["required"]}
-            row = checks.recipe_of(about["recipe"]) | checks.valid("its metadata", score, "scored")
-        row |= {"model": about.get("base_model"), "path": path, "run": run}
-        rows.append({"train": "prompt+head"} | row)
+        with damaged(path, "goes without its scores; train it anew, to the end"):
+            score = {key: json.loads(about[key]) for key in SCORED}
+        row = checks.recipe_of(about["recipe"]) | score | {"model": about.get("base_model")}
+        rows.append(checks.valid(path, row, "scored") | {"path": path})
     return rows
 
 
@@ -219,9 +200,8 @@ def grouped(rows, *names):
 
 
 def mean_of(rows, key):
-    """The mean of what rows say under key, None where none does."""
-    known = [row[key] for row in rows if row.get(key) is not None]
-    return statistics.mean(known) if known else None
+    """The mean of what rows say under key."""
+    return statistics.mean(row[key] for row in rows)
 
 
 def over_seeds(rows):
@@ -232,68 +212,54 @@ def over_seeds(rows):
         n = group[0]["n"]
         for name in ("selected", "accuracy", "untrained"):
             line[name] = mean_of(group, name)
-        line |= {"seeds": len(group), "epoch": [row.get("epoch") for row in group], "sd": None}
+        line |= {"seeds": len(group), "epoch": [row["epoch"] for row in group], "sd": None}
         if len(group) > 1:
             line["sd"] = statistics.stdev(row["accuracy"] for row in group)
         lines.append(line | {"n": n, "ci95": wilson(line["accuracy"] * n, n)})
     return sorted(lines, key=itemgetter("train", "prompt_tokens"))
 
 
-def selection_score(row):
-    """What a choice goes by: the score on selection, so that dev chooses nothing it then judges."""
-    return row["accuracy"] if row.get("selected") is None else row["selected"]
-
-
-def with_gains(rows):
-    """Baselines and `over_seeds` of each model and data set, each with its gain over the best of
-    what stands below it: for the head alone majority and untrained, for prompts the head, too."""
+def with_baselines(rows):
+    """`over_seeds` of each model and data set, after what answers without reading, and without
+    training, get: what the prompt, or the head, adds is the difference."""
     for (model, data), mine in grouped(rows, "model", "data"):
-        lines = []
         for name in ("majority", "untrained"):
-            if level := mean_of(mine, name):
-                lines.append({"model": model, "data": data, "train": name, "accuracy": level})
-        for line in over_seeds(mine):
-            below = [other for other in lines if other["train"] != line["train"]]
-            best = max(below, key=itemgetter("accuracy"), default=None)
-            gain = best and line["accuracy"] - best["accuracy"]
-            lines.append(line | {"gain": gain, "over": best and best["train"]})
-        yield from lines
+            level = mean_of(mine, name)
+            yield {"model": model, "data": data, "train": name, "accuracy": level}
+        yield from over_seeds(mine)
 
 
 def table_row(line):
-    """A line of `with_gains` as cells."""
+    """A line of `with_baselines` as cells."""
     cells = dict(line)
     if "seeds" in line:  # else a baseline
-        cells |= {
-            "lr": str(line["lr"]),
-            "epoch": f"{' '.join(map(str, line['epoch']))} of {line['epochs']}",
-            "ci95": "{:.3f} to {:.3f}".format(*line["ci95"]),
-            "gain": f"{line['gain']:+.4f} over {line['over']}" if line["over"] else "-",
-        }
+        cells["lr"] = str(line["lr"])
+        cells["epoch"] = f"{' '.join(map(str, line['epoch']))} of {line['epochs']}"
+        cells["ci95"] = f"{line['ci95'][0]:.3f} to {line['ci95'][1]:.3f}"
     return [cells.get(name, "") for name in COLUMNS.split()]
 
 
 def table_verb(args):
-    """The post's table, the table of all that was trained, and McNemar's test of exactly two."""
+    """Accuracies beside the baselines, as Markdown; McNemar's test of exactly two prompts."""
     rows = trained(args.runs)
     best = []
     for pair, mine in grouped(rows, "model", "data"):
-        top = max(mine, key=lambda row: (row["train"] != "head", selection_score(row)))
-        best.append([*pair, top.get("batch_size"), top["accuracy"], top["prompt_tokens"]])
+        top = max(mine, key=lambda row: (row["train"] != "head", row["selected"]))
+        best.append([*pair, top["batch_size"], top["accuracy"], top["prompt_tokens"]])
     if args.json:
-        print(*map(to_json, with_gains(rows)), sep="\n")
+        print(*map(to_json, with_baselines(rows)), sep="\n")
     else:
         header = "model,data,batch size,best accuracy,token count"
-        print_table(header.split(","), best, markdown=True)
+        print_table(header.split(","), best, "pipe")
         print()
-        print_table(HEADER.split(","), map(table_row, with_gains(rows)), markdown=True)
+        print_table(HEADER.split(","), map(table_row, with_baselines(rows)), "pipe")
         print(
             "\nbest accuracy: on dev, of the prompt that is best on selection; selection, dev: "
             "means over\nseeds; sd: between them; interval: of the mean, from the number of dev "
             "texts"
         )
     if len(args.runs) == len(rows) == 2:
-        compare(args, [str(row["path"]) for row in rows])
+        compare(args, rows)
 
 
 def mcnemar(first, second):
@@ -307,18 +273,15 @@ def mcnemar(first, second):
     return {"n": len(first), "only_right": wins, "p": min(1.0, 2 * tails / 2 ** sum(wins))}
 
 
-def compare(args, paths):
+def compare(args, rows):
     """Print McNemar's test of two prompts, which both answer the split."""
-    right, seen = [], []
-    for path in paths:
-        columns = args.text_column, args.label_column
-        answered = Classifier([path], args).answer_split(args.data, args.split, columns)
-        texts, labels, (logits,) = answered
-        truth = truth_of(labels, logits.shape[1])  # (n,)
-        right.append(choose(logits) == truth)  # (n,)
-        seen.append((texts, truth.tolist()))
-    if seen[0] != seen[1]:
+    first, second = rows
+    if first["data"] != second["data"] and not args.data:
         raise ValueError("the two were trained on different data; name one for both with --data")
+    right, paths = [], [str(row["path"]) for row in rows]
+    for path in paths:
+        _, labels, (logits,) = Classifier([path], args).answer_split(args)
+        right.append(choose(logits) == truth_of(labels, logits.shape[1]))  # (n,)
     test = mcnemar(*right) | {"prompts": paths}
     sentence = (
         f"\nMcNemar's test, {test['n']} texts: {test['only_right'][0]} only the first gets right, "
@@ -336,6 +299,7 @@ def new_figure(path):
     """An empty figure for a picture at path, if one can be made there."""
     if Path(path).suffix not in (".png", ".svg", ".pdf"):
         raise ValueError(f"--out {path} should end in .png, .svg or .pdf")
+    refuse_existing(path)
     try:
         from matplotlib import rcParams
         from matplotlib.figure import Figure
@@ -347,19 +311,19 @@ def new_figure(path):
 
 def save_figure(args, figure):
     """Write the picture, and say so."""
-    data, kind = io.BytesIO(), Path(args.out).suffix[1:]
-    mark = "prompt-training-picture/1"
-    figure.savefig(data, format=kind, metadata={"Software" if kind == "png" else "Creator": mark})
-    write_file(args.out, data.getvalue(), mark.encode())
+    data = io.BytesIO()
+    figure.savefig(data, format=Path(args.out).suffix[1:])
+    write_file(args.out, data.getvalue(), replace=False)
     say(args, {"file": args.out}, f"see {args.out}")
 
 
 def curve_of(row):
-    """What a prompt scored on selection after epoch 1, 2, ..., where a log tells it."""
-    log = row["run"] / "metrics.jsonl"
+    """What a prompt scored on selection after epoch 1, 2, ..., where its run's log tells it."""
+    folder = row["path"].absolute().parent
+    log = folder / "../../metrics.jsonl"
     if not log.exists():
         return []
-    mine = {"prompt": row.get("name"), "split": row.get("select_on")}
+    mine = {"prompt": folder.name, "split": row.get("select_on")}
     points = [checks.valid(log, point, "point") for _, point in rows_of(log)]
     return [point for point in points if mine.items() <= point.items()]
 
@@ -371,12 +335,14 @@ def titled(*names):
 
 def plot_lengths(axes, rows):
     """Accuracy on dev against prompt length, for each model and data set, and their baselines."""
-    for (model, data, train), lines in grouped(with_gains(rows), "model", "data", "train"):
+    for (model, data, train), lines in grouped(with_baselines(rows), "model", "data", "train"):
         name = f"{train}, {titled(model, data)}"
         if train in ("majority", "untrained"):
             axes.axhline(lines[0]["accuracy"], linestyle=STYLES[train], color="grey", label=name)
             continue
-        best = [max(same, key=selection_score) for _, same in grouped(lines, "prompt_tokens")]
+        best = [
+            max(same, key=itemgetter("selected")) for _, same in grouped(lines, "prompt_tokens")
+        ]
         columns = [(line["prompt_tokens"], line["accuracy"], *line["ci95"]) for line in best]
         x, y, low, high = np.transpose(columns)
         x *= 1.03 ** len(axes.containers)  # intervals stand side by side
@@ -436,24 +402,24 @@ def plot_verb(args):
 def tokens_verb(args):
     """The tokens nearest to each vector of the prompt, and how far it has moved."""
     classifier = Classifier(find_prompts(args.run), args)
-    decode = classifier.tokenizer.decode
+    (prompt,), tokenizer = classifier.prompts, classifier.tokenizer
     # Some checkpoints pad V with rows that are no token's.
-    table = classifier.gpt2.wte.weight[: classifier.tokenizer.size].float()  # (V, C)
-    vectors = classifier.prompts[0].vectors.detach()  # (P, C)
-    ids = classifier.metadata["init_ids"]  # none with --init FILE
-    known = len(ids) == len(vectors) and max(ids) < len(table)
+    table = classifier.gpt2.wte.weight[: tokenizer.size].float()  # (V, C)
+    ids = classifier.metadata["init_ids"]
+    known = len(ids) == len(prompt.vectors) and max(ids) < len(table)  # none with --init FILE
     found, rows = [], []
-    for i, vector in enumerate(vectors):
-        its = {"vector": i, "began": None, "moved": None, "norm": vector.norm().item()}
+    for i, vector in enumerate(prompt.vectors.detach()):
+        began = moved = None
         if known:
+            began = tokenizer.decode([ids[i]])
             moved = (vector - table[ids[i]]).norm().item()
-            its |= {"began": decode([ids[i]]), "moved": moved}
         cosines, best = torch.cosine_similarity(vector[None], table).topk(5)
-        nearest = [*zip(map(decode, best[:, None].tolist()), cosines.tolist())]
-        words = [f"{word!r} {cosine:.2f}" for word, cosine in nearest]
-        lengths = [cell(its[key], ".2f") for key in ("moved", "norm")]
-        rows.append([i, its["began"] and repr(its["began"]), *lengths, *words])
+        nearest = [*zip(map(tokenizer.decode, best[:, None].tolist()), cosines.tolist())]
+        its = {"vector": i, "began": began, "moved": moved, "norm": vector.norm().item()}
         found.append(its | {"nearest": nearest})
+        lengths = [cell(its[key], ".2f") for key in ("moved", "norm")]
+        words = [f"{word!r} {cosine:.2f}" for word, cosine in nearest]
+        rows.append([i, began and repr(began), *lengths, *words])
     if args.json:
         return print(*map(to_json, found), sep="\n")
     print_table(["vector", "began as", "moved", "norm", "nearest", *[""] * 4], rows)
@@ -520,7 +486,7 @@ def occlusion(classifier, words):
 
 
 def attention_verb(args):
-    """What the prompt's last vector attends to, beside what the answer loses without each word.
+    """What the prompt's last vector attends to; what the answer loses without each word.
 
     A person sees the mean of all layers and heads; --json tells all of them.
     """

@@ -12,27 +12,29 @@ Ctrl-C finishes the step, saves, and prints the command that goes on from there.
 """
 
 import copy
+import functools
 import itertools
 import math
 import random
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
-from data import TEXT_RULE, Tokenizer, batches, collate, encode, hold_out, label_names, read_split
-from evaluate import score
-from model import Prompt, choose, classify, load_gpt2, load_prompt, losses, save_prompt
+from data import TEXT_RULE, batches, collate, encode, hold_out, label_names, read_split
+from evaluate import open_model, score
+from model import Prompt, choose, classify, load_prompt, losses, save_prompt
 from support import checks, fetch, flags, machine
 from support.cache import TextCache
-from support.run import Meter, RunFolder, describe, read_facts, refuse_folder, run_folder
+from support.run import Meter, describe, read_facts, refuse_folder, running
 
 WARM_UP = 0.06  # share of the steps in which the learning rates rise; then they fall to zero
 CLIP = 1.0  # largest norm of one prompt's gradient, head included
 HELD_OUT = 872  # at most, as many as SST-2's dev split has; a tenth of a smaller training set
 LOG_EVERY = 10  # steps
 SAVE_EVERY = 200  # steps; also after each epoch
-CLOSING = ("accuracy", "ci95", "loss", "n", "collapsed", "alarm")  # what summary.json says of dev
+CLOSING = "accuracy ci95 loss n collapsed alarm".split()  # what summary.json says of dev
 INITS = ("sample", "words", "eot")
 
 
@@ -47,7 +49,8 @@ def parse_args(argv):
     args.model = fetch.absolute(args.model, fetch.OFFICIAL)
     args.data = fetch.absolute(args.data, fetch.NAMED)
     args.init = fetch.absolute(args.init, INITS)
-    args.out = run_folder(args)
+    named = f"runs/{Path(args.model).name}-{Path(args.data).name}"
+    args.out = Path(args.resume or args.out or named)
     return args
 
 
@@ -62,7 +65,7 @@ class Trial:
     init_ids: list
     best: dict = field(default_factory=dict)  # the score of the best epoch, and which it was
     waited: int = 0  # epochs since then
-    broke: int = 0  # the step in which its gradient was no longer finite
+    broke: int = 0  # the step by which its gradient was no longer finite
 
     def __post_init__(self):
         self.began, self.kept = copy.deepcopy(self.prompt), copy.deepcopy(self.prompt)
@@ -123,10 +126,13 @@ def learning_rate(step, total):
 
 
 def make_optimizer(trials, head_lr):
-    """One AdamW for all prompts; `peak` is the rate that a group reaches after its warm-up."""
-    groups = [{"params": [trial.prompt.vectors], "peak": trial.lr} for trial in trials]
-    groups += [{"params": [trial.prompt.head], "peak": head_lr} for trial in trials]
-    return torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
+    """One AdamW for all prompts, a group for each rate: `peak`, reached after the warm-up."""
+    of_rate = {head_lr: [trial.prompt.head for trial in trials]}
+    for trial in trials:
+        of_rate.setdefault(trial.lr, []).append(trial.prompt.vectors)
+    groups = [{"peak": peak, "params": tensors} for peak, tensors in of_rate.items()]
+    fused = trials[0].prompt.head.device.type in ("cpu", "cuda")  # where torch has one
+    return torch.optim.AdamW(groups, weight_decay=0.0, fused=fused)
 
 
 def train_step(gpt2, prompts, optimizer, ids, lengths, labels, text=None, share=1.0):
@@ -158,6 +164,8 @@ def fit(args, total, gpt2, trials, train_set, held_set, run, read):
     optimizer, meter = make_optimizer(trials, args.head_lr), Meter()
     parts = {"optimizer": optimizer, "meter": meter} | {trial.name: trial for trial in trials}
     first = run.load(parts)  # 0, or the step at which a stopped run goes on
+    # The same batches come in every epoch: they are made once.
+    batch_of = functools.cache(lambda *those: collate([train_set[i] for i in those], args.device))
 
     for step in run.steps(first, total):
         epoch, at, done = step // per_epoch + 1, step % per_epoch, step + 1
@@ -173,23 +181,22 @@ def fit(args, total, gpt2, trials, train_set, held_set, run, read):
             break
 
         # one step of every active prompt, on one reading of the texts
-        whole = plan[at]
-        indices, n = run.part_of(whole)
-        batch = [part.to(args.device) for part in collate([train_set[i] for i in indices])]
+        indices, n = run.part_of(plan[at])
+        batch = batch_of(*indices)
         rate = learning_rate(step, total)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * rate
         prompts, text = [trial.prompt for trial in active], read(indices, batch[0])
-        result = train_step(gpt2, prompts, optimizer, *batch, text, n / len(whole))
-        meter.add(done, *result, n, len(whole))
+        result = train_step(gpt2, prompts, optimizer, *batch, text, n / len(plan[at]))
+        meter.add(*result, n, len(plan[at]))
 
         # every ten steps and at an epoch's end: a line for each prompt, and farewell to what broke
         if logs:
             rows, speed = meter.read()
-            for trial, (loss, accuracy, trial.broke) in zip(active, rows):
+            for trial, (loss, accuracy, health) in zip(active, rows):
                 run.log(done, epoch, trial.name, "train", loss, accuracy, trial.lr * rate, speed)
-                if trial.broke:
-                    why = f"no finite gradient in step {trial.broke}; try a lower --lr"
+                if not math.isfinite(health):
+                    trial.broke, why = done, f"no finite gradient by step {done}; try a lower --lr"
                     print(f"{trial.name} stopped: {why}", file=sys.stderr)
             active = [trial for trial in active if not trial.broke]
 
@@ -208,17 +215,24 @@ def fit(args, total, gpt2, trials, train_set, held_set, run, read):
         if ends or done % SAVE_EVERY == 0 or stops:
             run.save(done, parts)
         if stops:
-            raise machine.Stopped(stops, "")
+            raise machine.Stopped(stops)
 
 
-def save_best(run, trial, result):
-    """prompts/NAME/prompt.safetensors: the best of a trial, how it came about and how it scored."""
+def save_best(run, trial, result, **more):
+    """prompts/NAME/prompt.safetensors: the best of a trial, how it came about and how it scored.
+
+    more: what else its metadata says.
+    """
     asked = run.facts["settings"]
     recipe = checks.recipe_of(asked)
     recipe |= {"lr": trial.lr, "seed": trial.seed, "epoch": trial.best["epoch"]}
     about = {"labels": run.facts["labels"], "text_rule": TEXT_RULE, "recipe": recipe}
     about |= {"init": asked["init"], "init_ids": trial.init_ids}
-    about |= run.facts["base"] | {"accuracy": result["accuracy"], "n": result["n"]}
+    about |= run.facts["base"] | {
+        "selected": trial.best["accuracy"],
+        "majority": result["majority"],
+    }
+    about |= {key: result[key] for key in ("accuracy", "n")} | more
     run.check_base()  # that nobody has changed the model under way
     save_prompt(f"prompts/{trial.name}/prompt.safetensors", trial.kept, about, run.write)
 
@@ -232,12 +246,19 @@ def summarize(args, gpt2, trials, dev_set, run):
     results = score(gpt2, prompts, dev_set, args.batch_size)
     rows = []
     for trial, result, start in zip(trials, results, results[len(trials) :]):
-        save_best(run, trial, result)
+        save_best(run, trial, result, untrained=start["accuracy"])
         selection = {key: trial.best[key] for key in ("accuracy", "loss", "n")}
-        row = {"name": trial.name, "prompt_tokens": len(trial.kept.vectors), "seed": trial.seed}
-        row |= {"lr": trial.lr, "epoch": trial.best["epoch"], "folder": f"prompts/{trial.name}"}
-        row |= {"selection": {"split": args.select_on} | selection}
-        row |= {"untrained": start["accuracy"], "broke": trial.broke}
+        row = {
+            "name": trial.name,
+            "folder": f"prompts/{trial.name}",
+            "prompt_tokens": len(trial.kept.vectors),
+            "seed": trial.seed,
+            "lr": trial.lr,
+            "epoch": trial.best["epoch"],
+            "broke": trial.broke,
+            "selection": {"split": args.select_on} | selection,
+            "untrained": start["accuracy"],
+        }
         rows.append(row | {key: result[key] for key in CLOSING})
     untrained = sum(row["untrained"] for row in rows) / len(rows)
     baselines = {"majority": results[0]["majority"], "untrained": untrained}
@@ -260,45 +281,39 @@ def read_data(args):
     if args.max_examples:
         train = random.Random(0).sample(train, min(args.max_examples, len(train)))
     # A regression is scored by a threshold, which makes two classes of it.
-    names = names or [str(i) for i in range(max(args.num_labels, 2))]
-    if args.data in fetch.NAMED and len(names) == 2:
-        names = checks.KNOWN
-    return train, held, dev, names
+    classes = max(args.num_labels, 2)
+    known = args.data in fetch.NAMED and classes == 2
+    return train, held, dev, names or (checks.KNOWN if known else [*map(str, range(classes))])
 
 
-@machine.one_sentence
-@machine.stoppable
+@machine.ending(patient=True)
+@machine.signals
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     args = parse_args(argv)
-    args.device = machine.join_processes(args.device)
-    machine.rank_0_decides(lambda: refuse_folder(args), args.device)
+    machine.join_processes(args.device)
+    machine.rank_0_decides(lambda: refuse_folder(args))
 
     # What prompts ride on and what they learn from.  Nothing is written before all of it is there.
     train, held, dev, names = read_data(args)
-    folder = fetch.checkpoint_folder(args.model, asked=not args.resume)
-    base = fetch.base_of(args.model, folder)
-    gpt2 = load_gpt2(folder, machine.body_dtype(args.dtype, args.device), args.device)
-    tokenizer = Tokenizer(folder / "merges.txt", gpt2.config.vocab_size)
+    gpt2, tokenizer, base = open_model(args.model, args, asked=not args.resume)
     longest = max(args.prompt_tokens)
-    positions = checks.room(longest, gpt2.config.n_positions, folder)
+    positions = checks.room(longest, gpt2.config.n_positions, args.model)
     trials = start_trials(args, gpt2, tokenizer, names, base)
     train_set, held_set, dev_set = (
         encode(tokenizer, pairs, positions, longest) for pairs in (train, held, dev)
     )
 
     # What is asked for, in words and in run.json.
-    plan = batches(train_set, args.batch_size, epoch=1)
-    total = args.steps or args.epochs * len(plan)
-    texts = {"train": len(train), args.select_on: len(held), "dev": len(dev)}
-    prompts = [trial.name for trial in trials]
-    facts = describe(argv, args, base, texts, names, total, gpt2, prompts)
-    print(f"data {args.data}: {', '.join(f'{n:,} {split}' for split, n in texts.items())} texts")
+    per_epoch = math.ceil(len(train_set) / args.batch_size)
+    total = args.steps or args.epochs * per_epoch
+    known = {"base": base, "labels": names, "prompts": [trial.name for trial in trials]}
+    known["texts"] = {"train": len(train), args.select_on: len(held), "dev": len(dev)}
+    facts = describe(argv, args, gpt2, total, known)
 
-    with RunFolder(args, facts) as run:
-        padded = sum(len(batch) * max(len(train_set[i][0]) for i in batch) for batch in plan)
-        epochs = math.ceil(total / len(plan)) - run.step // len(plan)
-        cache = TextCache(args.cache_text, gpt2, padded, epochs)
+    with running(args, facts) as run:
+        # In one epoch no text is read twice.
+        cache = TextCache(args.cache_text if total > per_epoch else 0, gpt2)
         fit(args, total, gpt2, trials, train_set, held_set, run, cache.read)
         # Dev is looked at for the first time here (unless --select-on dev asked for it before).
         run.finish(summarize(args, gpt2, trials, dev_set, run))

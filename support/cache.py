@@ -1,17 +1,27 @@
 """Keys and values of texts, kept from the first epoch: texts never change."""
 
-import os
+import contextlib
+from pathlib import Path
 
+import psutil
 import torch
+from tqdm import tqdm
 
 from support.machine import rank_and_world
 
+LIMITS = "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"
+
 
 def memory_of(device):
-    """Bytes: the free ones of a GPU, all of the machine otherwise."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Bytes: the free ones of a GPU; else what the machine has, or what a container may take."""
+    module = torch.get_device_module(device)
+    if hasattr(module, "mem_get_info"):
+        return module.mem_get_info(device)[0]
+    found = [psutil.virtual_memory().total]
+    for path in LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit
+            found.append(int(Path(path).read_text()))
+    return min(found)
 
 
 class TextCache:
@@ -20,20 +30,14 @@ class TextCache:
     Kept or read again, the bits are the same.
     """
 
-    def __init__(self, budget, gpt2, padded, epochs):
-        """Say what will be kept, and why not more.
-
-        budget: bytes, or "auto"; padded: tokens of all batches, pads included.  Processes share it.
-        """
-        config, weight, reason = gpt2.config, gpt2.wte.weight, "--cache-text allows no more"
+    def __init__(self, budget, gpt2):
+        """budget: bytes, which the processes of a CPU share, or "auto", a quarter of the memory."""
+        device = gpt2.wte.weight.device
         if budget == "auto":
-            budget, reason = memory_of(weight.device) // 4, "this is a quarter of the memory"
-        if epochs <= 1:
-            budget, reason = 0, "in one epoch no text is read twice"
-        need = padded * config.n_layer * 2 * config.n_embd * weight.element_size()
-        kept = f"{need / 1e9:.2f} GB, of which {min(need, budget) / 1e9:.2f} are kept in memory"
-        print(f"keys and values of the texts: {kept}{f'; {reason}' if budget < need else ''}")
-        self.gpt2, self.kept, self.room = gpt2, {}, budget // rank_and_world()[1]
+            budget = memory_of(device) // 4
+        if device.type == "cpu":
+            budget //= rank_and_world()[1]
+        self.gpt2, self.kept, self.room, self.told = gpt2, {}, budget, budget == 0
 
     def read(self, indices, ids):
         """Keys and values (L, 2, B, H, T, D) of the batch with these indices and ids (B, T)."""
@@ -44,4 +48,7 @@ class TextCache:
         if text.nbytes <= self.room:
             self.room -= text.nbytes
             self.kept[key] = text
+        elif not self.told:
+            self.told = True
+            tqdm.write("memory does not hold all texts: the rest is read anew (see --cache-text)")
         return text

@@ -64,8 +64,8 @@ def gpt2_sizes(path):
 
 def weight(path, name, tensor, wanted):
     """A tensor of a checkpoint has to have the shape of `wanted`, and be of floating-point numbers."""
-    floats = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-    if wanted is None or tensor.shape != wanted.shape or tensor.dtype not in floats:
+    real = tensor.is_floating_point() and tensor.element_size() > 1
+    if wanted is None or tensor.shape != wanted.shape or not real:
         shape = "no (other) tensor of this name" if wanted is None else [*wanted.shape]
         raise ValueError(
             f"{path}: {name!r} is {tensor.dtype} {[*tensor.shape]}, but config.json wants {shape}"
@@ -102,19 +102,21 @@ def label(value, num_labels, names=()):
     """
     if isinstance(value, bool):
         raise ValueError(f"label {value} is a boolean; write 0 and 1, or names in quotation marks")
-    if num_labels != 1 and isinstance(value, str) and value.strip() in names:
-        return names.index(value.strip())
     number = float(str(value)) if is_number(value) else math.nan
-    if num_labels == 1 and not abs(number) <= torch.finfo(torch.float32).max:
+    if num_labels == 1:
+        if abs(number) <= torch.finfo(torch.float32).max:
+            return number
         raise ValueError(f"label {value!r:.40} is not a number of float32")
-    if num_labels != 1 and number not in range(num_labels):
-        wanted = f"in 0 to {num_labels - 1} (--num-labels); numbers count from 0, or all are names"
-        if number == -1:
-            wanted += "; -1 marks test rows without labels: predict takes these"
-        if not num_labels:
-            wanted = f"one of {', '.join(names):.200}"
-        raise ValueError(f"label {value!r:.40} is not {wanted}")
-    return number if num_labels == 1 else int(number)
+    if str(value).strip() in names:
+        return names.index(str(value).strip())
+    if number in range(num_labels):
+        return int(number)
+    wanted = f"in 0 to {num_labels - 1} (--num-labels); numbers count from 0, or all are names"
+    if number == -1:
+        wanted += "; -1 marks test rows without labels: predict takes these"
+    if not num_labels:
+        wanted = f"one of {', '.join(names):.200}"
+    raise ValueError(f"label {value!r:.40} is not {wanted}")
 
 
 def label_count(args, names):
@@ -139,8 +141,7 @@ def enough(args, train, held):
 
 # ---- prompts --------------------------------------------------------------------------------
 
-RULES = ("format", "position_rule")
-PROMPT_FORMAT = {key: FORM["prompt"]["properties"][key]["const"] for key in RULES}
+PROMPT_FORMAT = {"format": "prompt-training/1", "position_rule": "after-text"}
 
 
 def recipe_of(values):
@@ -153,17 +154,14 @@ def prompt_metadata(path, tensors, metadata):
     for key, value in PROMPT_FORMAT.items():
         if metadata.get(key) != value:
             raise ValueError(f"{path} is no prompt of ours: its {key} is not {value!r}")
-    lacks = "lacks a finite prompt (P, C), head.weight (N, C) or metadata"
-    with damaged(path, lacks):
+    with damaged(path, "lacks a finite prompt (P, C), head.weight (N, C) or metadata"):
         read = {key: json.loads(metadata[key]) for key in ("labels", "init_ids", "recipe")}
         valid("its metadata", metadata | read, "prompt")
         (P, C), (N, width) = tensors["prompt"].shape, tensors["head.weight"].shape
-    whole = len(tensors) == 2 and C == width and P * N * C > 0
-    whole = whole and len(read["labels"]) == max(N, 2)
-    for tensor in tensors.values():
-        whole = whole and tensor.dtype == torch.float32 and tensor.isfinite().all()
-    if not whole:
-        raise ValueError(f"{path} {lacks}")
+        whole = all(t.dtype == torch.float32 and t.isfinite().all() for t in tensors.values())
+        fits = C == width and P * N * C > 0 and len(read["labels"]) == max(N, 2)
+        if not whole or not fits or len(tensors) != 2:
+            raise ValueError("they are not float32, not finite, or do not fit together")
     return metadata | read
 
 

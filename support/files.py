@@ -43,19 +43,13 @@ def ours(folder, name):
     return unlinked(path)
 
 
-def write_file(path, data, mark=b"", temporary=None):
+def write_file(path, data, replace=True, temporary=None):
     """Write bytes so that path holds all of them or what it held before: new file, sync, rename.
 
-    Only a regular file is replaced, and with a mark, a pattern, only one that fits it, as ours do.
-    temporary: a name that nothing has yet, by itself one at random.
+    replace: whether what is there may go.  temporary: a name that nothing has yet.
     """
-    path = unlinked(Path(path))
+    path, place = Path(path), os.replace if replace else os.link  # link fails where something is
     temporary = temporary or path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    place = os.replace
-    if mark and not path.exists():
-        place = os.link  # fails where somebody was faster
-    elif mark and not re.search(mark, path.read_bytes()[: 2**26]):
-        raise ValueError(f"{path} is there already and not of our making; name another")
     try:
         with open(temporary, "xb") as file:
             file.write(data)
@@ -147,16 +141,16 @@ def tree_bytes(tree):
     return safetensors_bytes(tensors, text | {"sha256": whole})
 
 
-def read_tree(path):
-    """The tree that tree_bytes wrote; keys that are numbers come back as numbers.
+def read_tree(path, device="cpu"):
+    """The tree that tree_bytes wrote, its tensors on device; ValueError where a bit differs.
 
-    ValueError for a file that differs in any bit from what was written.
+    Keys that are numbers come back as numbers.
     """
     tensors, metadata = read_safetensors(path)
 
     def find(node):
         if node.keys() == {"tensor"}:
-            return tensors[node["tensor"]]
+            return tensors[node["tensor"]].to(device)
         return {int(key) if key.isdecimal() else key: value for key, value in node.items()}
 
     tree = json.loads(metadata["tree"], object_hook=find)
@@ -214,17 +208,16 @@ def rows_of(path):
         raise ValueError(f"{path}, line {number}: {error}") from None
 
 
-def lines_of(stream, most, longest):
+def lines_of(stream, longest):
     """The lines of a stream of UTF-8, in lists of what has arrived: a pipe that trickles is answered
     as it goes.  Bytes that are not UTF-8 come as surrogates.
 
-    A list has `most` lines at most; of a line without end `longest` characters and a piece are kept.
+    Of a line without end `longest` characters and a piece are kept.
     """
     decoder, rest = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape"), ""
     while data := stream.read1(2**16):
         *lines, rest = (rest[: longest + 1] + decoder.decode(data)).split("\n")
-        for i in range(0, len(lines), most):
-            yield lines[i : i + most]
+        yield lines
     rest += decoder.decode(b"", final=True)
     if rest:
         yield [rest]

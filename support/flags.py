@@ -1,6 +1,7 @@
 """The flags of both programs, in groups; each is defined once."""
 
 import math
+import os
 import re
 from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
 
@@ -41,12 +42,15 @@ def size(text):
 
 
 def device_of(text):
-    """A device that is there."""
+    """A device that is there; of several GPUs each process of torchrun takes its own."""
     try:
-        torch.zeros(1, device=text).item()
+        device = torch.device(text)
+        if text == "cuda":
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError):
         raise ArgumentTypeError(f"this machine has no device {text}; try cpu") from None
-    return torch.device(text)
+    return device
 
 
 # ---- both programs --------------------------------------------------------------------------
@@ -58,7 +62,8 @@ def parser_of(description):
 
 def add_machine_flags(parser):
     """How to compute."""
-    add = parser.add_argument_group("where it runs").add_argument
+    example = "as in: --device cuda --dtype bfloat16 --batch-size 32"
+    add = parser.add_argument_group("where it runs", example).add_argument
     add("--device", type=device_of, default=default_device(), help="cpu, cuda:1, mps (%(default)s)")
     add(
         "--dtype",
@@ -75,7 +80,8 @@ def add_machine_flags(parser):
 def training(description):
     """The parser of train.py."""
     parser = parser_of(description)
-    add = parser.add_argument_group("on what").add_argument
+    example = "as in: --model gpt2 --data my-reviews --text-column review --label-column stars"
+    add = parser.add_argument_group("on what", example).add_argument
     add(
         "--model",
         default=BUNDLED,
@@ -105,7 +111,8 @@ def training(description):
         "rest, or on dev, which then flatters (%(default)s)",
     )
     add_learning_flags(parser)
-    add = parser.add_argument
+    example = "as in: --out runs/mine, and when that was stopped: --resume runs/mine"
+    add = parser.add_argument_group("what is written", example).add_argument
     add("--out", help="run folder to write (runs/MODEL-DATA)")
     add("--overwrite", action="store_true", help="replace the run that the run folder holds")
     add(
@@ -119,7 +126,8 @@ def training(description):
 
 def add_learning_flags(parser):
     """What is trained, and how."""
-    add = parser.add_argument_group("what is trained, and how").add_argument
+    example = "as in: --prompt-tokens 1 5 20 --seeds 0 1 2 --lr 0.01 0.03 --epochs 3"
+    add = parser.add_argument_group("what is trained, and how", example).add_argument
     add(
         "--prompt-tokens",
         type=count,
@@ -157,23 +165,17 @@ def add_learning_flags(parser):
 
 # ---- evaluate.py ----------------------------------------------------------------------------
 
-VERBS = {
-    "score": "accuracy with interval, loss, confusion, precision and recall on a labelled split",
-    "predict": "label texts: arguments, lines of --input, or those of standard input as they come",
-    "table": "accuracies beside the baselines, as Markdown; McNemar's test of two single prompts",
-    "plot": "accuracy against prompt length, and learning curves",
-    "tokens": "the tokens nearest to each vector, and how far it moved",
-    "attention": "what the prompt's last vector looks at; what the answer loses without each word",
-}
 RUN = "a run folder, a prompt folder in it, or a prompt.safetensors"
 
 
-def asking(description, argv):
-    """Parse the command line of evaluate.py, a verb a question."""
+def asking(description, answers, argv):
+    """Parse the command line of evaluate.py; answers: {verb: what answers it}."""
     parser = parser_of(description)
     subparsers, verbs = parser.add_subparsers(dest="verb", required=True), {}
-    for name, told in VERBS.items():
-        verb = verbs[name] = subparsers.add_parser(name, help=told, description=told)
+    for name, answer in answers.items():
+        told = answer.__doc__
+        verb = verbs[name] = subparsers.add_parser(name, help=told.split("\n")[0], description=told)
+        verb.set_defaults(answer=answer)
         verb.add_argument("--json", action="store_true", help="print JSON, one object a line")
         if name != "plot":
             verb.add_argument("--model", help="where the base model lies now, if it moved")

@@ -1,16 +1,19 @@
 """The machine and the terminal: processes, signals, dtype, one sentence at the end, tables."""
 
 import contextlib
-import functools
 import json
 import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from tabulate import tabulate
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from tqdm import tqdm
 
 # ---- processes ------------------------------------------------------------------------------
 
@@ -21,57 +24,53 @@ def rank_and_world():
 
 
 def join_processes(device):
-    """Join what torchrun started -> the device of this process; only rank 0 speaks."""
+    """Join what torchrun started, if it did; only rank 0 speaks."""
     if not dist.is_torchelastic_launched():
-        return device
+        return
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     if dist.get_rank():
         sys.stdout.stream = open(os.devnull, "w")
-    return device
 
 
 def all_reduce(tensors):
     """Replace each tensor by its sum over all processes: one message, however many tensors."""
     if rank_and_world()[1] == 1:
         return
-    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    flat = parameters_to_vector(tensors)
     try:
         dist.all_reduce(flat)
     except RuntimeError as error:
         reason = str(error).split("\n")[0]
         raise OSError(f"another process ended, so this one does too ({reason})") from None
-    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
-        tensor.copy_(part.view_as(tensor))
+    vector_to_parameters(flat, tensors)
 
 
-def rank_0_decides(act, device):
+def rank_0_decides(act):
     """Let rank 0 act; where it is refused, all processes end in its sentence."""
     rank, world = rank_and_world()
     if world == 1:
         return act()
-    box = torch.zeros(4000, device=device)  # the bytes of a sentence; those of the others are zero
+    refusal = [None]
     if rank == 0:
         try:
             act()
         except (OSError, ValueError) as error:
-            sentence = torch.tensor([*sentence_of(error).encode()])
-            box[: len(sentence)] = sentence
-    all_reduce([box])
-    if box.any():
-        raise ValueError(bytes(box.int().tolist()).rstrip(b"\0").decode())
+            refusal = [sentence_of(error)]
+    dist.broadcast_object_list(refusal)
+    if refusal[0] is not None:
+        raise ValueError(refusal[0])
 
 
 # ---- signals --------------------------------------------------------------------------------
 
 
 class Stopped(BaseException):
-    """A signal asked for the end: its number, and how to go on."""
+    """A signal asked for the end: its number, and a sentence on how to go on."""
 
 
-class Signals:
+class Signals(threading.local, contextlib.ContextDecorator):
     """In a `with`, SIGINT, SIGTERM and SIGHUP raise Stopped; while `held` they are noted instead.
 
     What was ignored when the program began stays ignored; a thread that is not the main one gets
@@ -81,49 +80,32 @@ class Signals:
     held, noted = False, 0
 
     def __enter__(self):
-        self.before = {}
-        numbers = [getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")]
+        self.noted, self.before = 0, {}
         if threading.current_thread() is threading.main_thread():
-            for number in filter(None, numbers):
+            names = {"SIGINT", "SIGTERM", "SIGHUP"} & vars(signal).keys()
+            for number in [getattr(signal, name) for name in names]:
                 if signal.getsignal(number) != signal.SIG_IGN:
                     self.before[number] = signal.signal(number, self.note)
-        return self
 
     def note(self, number, frame):
         self.noted = self.noted or number
         if not self.held:
-            raise Stopped(number, "nothing was written: give the same command again")
+            raise Stopped(number, "stopped; nothing was written: give the same command again")
 
-    def __exit__(self, kind, error, trace):
+    def __exit__(self, *error):
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
 
-CURRENT = [Signals()]
-
-
-def signals():
-    """The Signals of the program that runs."""
-    return CURRENT[-1]
-
-
-def stoppable(main):
-    """Let signals end main in Stopped, from its beginning to its end, and streams end nothing."""
-
-    @functools.wraps(main)
-    def wrapped(argv):
-        sys.stdout.patient = True
-        with Signals() as CURRENT[-1]:
-            return main(argv)
-
-    return wrapped
+signals = Signals()  # those of the program that runs
 
 
 # ---- numbers --------------------------------------------------------------------------------
 
 
 def default_device():
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    here = torch.accelerator.is_available()
+    return torch.accelerator.current_accelerator().type if here else "cpu"
 
 
 def body_dtype(name, device):
@@ -158,7 +140,7 @@ def sentence_of(error):
     message = str(error)
     if isinstance(error, OSError) and error.strerror:
         message = f"{error.filename or 'standard output'}: {error.strerror}"
-    return " ".join(shown(" ".join(message.split())).split())[:1000]
+    return shown(" ".join(message.split()))[:1000]
 
 
 class Plain:
@@ -168,12 +150,14 @@ class Plain:
     training is worth more than what is said of it.
     """
 
-    patient = False
-
-    def __init__(self, stream):
+    def __init__(self, stream, patient):
         self.stream = stream or open(os.devnull, "w")
+        self.refusals = (OSError, ValueError) if patient else ()
         if hasattr(self.stream, "reconfigure"):
-            self.stream.reconfigure(errors="backslashreplace")
+            # A file or a pipe gets UTF-8, whatever the system's code page is.
+            told = self.stream.isatty() or "PYTHONIOENCODING" in os.environ
+            encoding = self.stream.encoding if told else "utf-8"
+            self.stream.reconfigure(encoding=encoding, errors="backslashreplace")
 
     def __getattr__(self, name):
         return getattr(self.stream, name)
@@ -181,51 +165,59 @@ class Plain:
     def write(self, text):
         inner = text.strip("\r")  # with which a bar begins, and may end
         plain = "".join(c if c in "\n\t" else shown(c) for c in inner)
-        with contextlib.suppress(*[OSError, ValueError] if self.patient else []):
+        with contextlib.suppress(*self.refusals):
             self.stream.write(text.replace(inner, plain) if inner else text)
 
     def flush(self):
-        with contextlib.suppress(*[OSError, ValueError] if self.patient else []):
+        with contextlib.suppress(*self.refusals):
             self.stream.flush()
 
 
-def one_sentence(main):
-    """Let main end in exit code 2 and one sentence on stderr when the user can mend the cause."""
-
-    @functools.wraps(main)
-    def wrapped(argv=None):
-        out, err = Plain(sys.stdout), Plain(sys.stderr)
-        err.patient = True
-        sys.stdin = sys.stdin or open(os.devnull)
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            return ending(main, argv)
-
-    return wrapped
+def progress(items, unit, first=0):
+    """items one by one, with a bar on a terminal, and a line a minute where there is none."""
+    last, total = time.monotonic(), first + len(items)
+    hidden = rank_and_world()[0] > 0
+    bar = tqdm(items, unit=unit, initial=first, total=total, leave=False, disable=hidden or None)
+    for done, item in enumerate(bar, first + 1):
+        yield item
+        if bar.disable and not hidden and time.monotonic() > last + 60:
+            last = time.monotonic()
+            print(f"{done} of {total} {unit}", file=sys.stderr)
 
 
-def ending(main, argv):
-    """main(argv), and how it ends."""
-    try:
-        result = main(argv)
-        sys.stdout.stream.flush()
-        return result
-    except BrokenPipeError:  # whoever reads has read enough, as with `| head`
-        message, code = "stopped; ", 128 + 13
-    except (Stopped, KeyboardInterrupt) as stop:
-        number, how = stop.args or (signal.SIGINT, "")
-        message, code = f"stopped; {how}", 128 + number
-    except (OSError, ValueError) as error:
-        message, code = f"error: {sentence_of(error)}", 2
-    except torch.OutOfMemoryError:
-        message = "error: the device has too little memory; try a smaller --batch-size or, in "
-        message, code = message + "training, --cache-text", 2
-    if message != "stopped; " and rank_and_world()[0] == 0 or code == 2:
-        print(message, file=sys.stderr)
-    try:
-        sys.stdout.stream.flush()
-    except OSError:  # no more to say at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(code)
+NO_MEMORY = (
+    "the device has too little memory; try a smaller --batch-size or, in training, --cache-text"
+)
+
+
+@contextlib.contextmanager
+def ending(patient=False):
+    """Around a main: exit code 2 and one sentence on stderr when the user can mend the cause."""
+    out, err = Plain(sys.stdout, patient), Plain(sys.stderr, True)
+    sys.stdin = sys.stdin or open(os.devnull)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            yield
+            return out.stream.flush()
+        except BrokenPipeError:  # whoever reads has read enough, as with `| head`
+            message, code = "", 128 + 13
+        except (Stopped, KeyboardInterrupt) as stop:
+            number, message = stop.args or (signal.SIGINT, "stopped")
+            code = 128 + number
+        except (OSError, ValueError) as error:
+            message, code = f"error: {sentence_of(error)}", 2
+        except torch.OutOfMemoryError:
+            message, code = f"error: {NO_MEMORY}", 2
+        if message and (code == 2 or rank_and_world()[0] == 0):
+            print(message, file=sys.stderr)
+        try:
+            out.stream.flush()
+        except OSError:  # no more to say at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
+        sys.exit(code)
+
+
+one_sentence = ending()
 
 
 def cell(value, form=".4f"):
@@ -235,13 +227,8 @@ def cell(value, form=".4f"):
     return format(value, form) if isinstance(value, float) else shown(value)
 
 
-def print_table(header, rows, markdown=False):
-    """Print columns, all but the first to the right; markdown: as a table that README can hold."""
-    rows = [[cell(value) for value in row] for row in (header, *rows)]
-    first, *widths = [max(map(len, column)) for column in zip(*rows)]
-    left, between, right = ("| ", " | ", " |") if markdown else ("", "  ", "")
-    for i, (name, *cells) in enumerate(rows):
-        line = between.join([name.ljust(first), *map(str.rjust, cells, widths)])
-        print((left + line + right).rstrip())
-        if markdown and i == 0:
-            print("|---|" + "--:|" * len(widths))
+def print_table(header, rows, kind="plain"):
+    """Print columns, all but the first to the right; kind: of tabulate, "pipe" for Markdown."""
+    rows = [[cell(value) for value in row] for row in rows]
+    how = {"colglobalalign": "right", "colalign": ["left"], "disable_numparse": True}
+    print(tabulate(rows, header, kind, **how))

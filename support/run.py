@@ -6,10 +6,10 @@ folder whose run.json carries our mark; whatever else lies there is the user's.
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import platform
-import re
 import signal
 import time
 from pathlib import Path
@@ -28,14 +28,10 @@ except ImportError:  # Windows: two writers of one run are not told from each ot
     fcntl = None
 
 CHECKPOINT = "checkpoint/state.safetensors"
+LINE = "step epoch prompt split loss accuracy lr examples_per_second".split()
+TEMPORARY = ".prompt-training.tmp"  # under this name a file is written
 
 # ---- what a run was asked -------------------------------------------------------------------
-
-
-def run_folder(args):
-    """The run folder of --resume, of --out, or named after model and data."""
-    out = args.resume or args.out or f"runs/{Path(args.model).name}-{Path(args.data).name}"
-    return Path(out)
 
 
 def refuse_folder(args):
@@ -53,8 +49,8 @@ def refuse_folder(args):
         if path.resolve() in Path(args.init).resolve().parents:
             raise ValueError(f"--init {args.init} lies in the run that --overwrite would replace")
     elif path.exists():
-        killed = r"\.run\.json\.[0-9a-f]{16}\.tmp"  # of a run that was killed before it began
-        if not path.is_dir() or any(not re.fullmatch(killed, its.name) for its in path.iterdir()):
+        # A run that is killed before it begins leaves its temporary file.
+        if not path.is_dir() or any(its.name != TEMPORARY for its in path.iterdir()):
             raise FileExistsError(f"--out {path} exists and holds no run; name another folder")
 
 
@@ -63,27 +59,24 @@ def read_facts(run):
     return checks.read_json(ours(Path(run), "run.json"), "run")
 
 
-def describe(argv, args, base, texts, labels, total, gpt2, prompts):
-    """What run.json says: all that it takes to repeat the run, or to refuse to resume another."""
+def describe(argv, args, gpt2, total, known):
+    """What run.json says: all that it takes to repeat the run, or to refuse to resume another.
+
+    known: what the run found out: base, texts, labels, prompts.
+    """
     size, dtype = sum(p.numel() for p in gpt2.parameters()), str(gpt2.wte.weight.dtype)[6:]
     print(f"model {args.model}: {size:,} frozen parameters in {dtype} on {args.device}")
-    settings = {k: v for k, v in vars(args).items() if k not in ("resume", "overwrite")}
-    settings |= {"dtype": dtype, "total_steps": total, "processes": rank_and_world()[1]}
-    settings |= {"out": args.out.absolute(), "device": args.device.type}
+    texts = [f"{n:,} {split}" for split, n in known["texts"].items()]
+    print(f"data {args.data}: {', '.join(texts)} texts")
+    settings = vars(args) | {"out": args.out.absolute(), "device": args.device.type, "dtype": dtype}
+    settings |= {"total_steps": total, "processes": rank_and_world()[1]}
+    del settings["resume"], settings["overwrite"]
     data = {split: sha256(fetch.split_file(args.data, split)) for split in ("train", "dev")}
     if Path(args.init).is_file():
         data["init"] = sha256(args.init)
-    facts = {
-        "format": checks.FORM["run"]["properties"]["format"]["const"],
-        "argv": argv,
-        "settings": settings,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "base": base,
-        "data": data,
-        "texts": texts,
-        "labels": labels,
-        "prompts": prompts,
-    }
+    facts = {"format": "prompt-training-run/1", "argv": argv}
+    facts |= {"settings": settings, "data": data} | known
+    facts["versions"] = {"python": platform.python_version(), "torch": torch.__version__}
     return json.loads(machine.to_json(facts))  # as it is read again
 
 
@@ -100,29 +93,21 @@ def refuse_changes(stored, facts, path):
 # ---- what a run found -----------------------------------------------------------------------
 
 
-def read_run(run):
-    """The prompts of a finished run, best on selection first: summary.json's rows, each with the
-    settings of run.json, which a row overrides, and the path of its file."""
-    facts, summary = read_facts(run), checks.read_json(run / "summary.json", "summary")
-    known = facts["settings"] | {"run": run, "majority": summary["baselines"]["majority"]}
-    rows = []
-    for row in summary["prompts"]:
-        path = run / "prompts" / row["name"] / "prompt.safetensors"
-        row = {key: row[key] for key in checks.FORM["row"]["required"]}
-        rows.append(known | row | {"path": path, "selected": row["selection"]["accuracy"]})
-    return sorted(rows, key=lambda row: -row["selected"])
-
-
 def find_prompts(run, every=False):
-    """RUN as a person names it -> prompt.safetensors: of a run folder the best, or every one."""
+    """RUN as a person names it -> prompt.safetensors: of a run folder the best on the selection
+    split, or every one, best first."""
     run = Path(run)
     for path in (run, run / "prompt.safetensors"):
         if path.is_file():
             return [path]
-    if (run / "summary.json").is_file():
-        paths = [row["path"] for row in read_run(run)]
-        return paths if every else paths[:1]
-    raise FileNotFoundError(f"{run} is no finished run, no prompt folder and no prompt.safetensors")
+    if not (run / "summary.json").is_file():
+        raise FileNotFoundError(
+            f"{run} is no finished run, no prompt folder and no prompt.safetensors"
+        )
+    rows = checks.read_json(run / "summary.json", "summary")["prompts"]
+    rows.sort(key=lambda row: -row["selection"]["accuracy"])
+    paths = [run / "prompts" / row["name"] / "prompt.safetensors" for row in rows]
+    return paths if every else paths[:1]
 
 
 def json_bytes(value):
@@ -137,87 +122,72 @@ class Meter:
     """Loss, accuracy, health and speed of the active prompts since the last line of the log."""
 
     def __init__(self):
-        self.since = None
-        self.clear()
+        self.sums, self.seen, self.since = 0.0, 0, None
 
-    def clear(self):
-        self.sums, self.broke, self.seen = 0.0, 0, 0  # tensors (3, K) and (K,) after a step
-
-    def add(self, step, loss, correct, norm, n, whole):
+    def add(self, loss, correct, norm, n, whole):
         """loss, correct and norm (K,) of a step; n of its `whole` texts were read here."""
-        counts = [loss * n, correct * bool(n), torch.ones_like(loss) * n]
-        # What a checkpoint gave back lies on the CPU.
-        self.sums = torch.as_tensor(self.sums, device=loss.device) + torch.stack(counts)  # (3, K)
-        broke = torch.as_tensor(self.broke, device=norm.device)
-        fresh = ~norm.isfinite() & (broke == 0)
-        self.broke = torch.where(fresh, step, broke)  # (K,)
+        parts = [loss * n, correct * (n > 0), norm, torch.full_like(loss, n)]
+        self.sums = self.sums + torch.stack(parts)  # (4, K)
         if self.since is None:  # the first step of an epoch is warm-up
             self.since = time.perf_counter()
         else:
             self.seen += whole
 
     def read(self):
-        """Of each prompt (loss, accuracy, the step in which it broke, or 0); and texts a second."""
+        """Of each prompt (loss, accuracy, health), and texts a second.
+
+        health is finite if all norms were.
+        """
         all_reduce([self.sums])
-        rows = [*zip(*(self.sums[:2] / self.sums[2]).tolist(), self.broke.tolist())]
+        rows = [*zip(*(self.sums[:3] / self.sums[3]).tolist())]
         now = time.perf_counter()
         speed = self.seen / (now - self.since) if self.seen else None
-        self.since = now
-        self.clear()
+        self.sums, self.seen, self.since = 0.0, 0, now
         return rows, speed
 
     def state_dict(self):
-        return {"sums": self.sums, "broke": self.broke}
+        return {"sums": self.sums}
 
     def load_state_dict(self, state):
-        self.sums, self.broke = state["sums"], state["broke"]
+        self.sums = state["sums"]
+
+
+@contextlib.contextmanager
+def running(args, facts):
+    """The RunFolder of a run at work.  facts: what run.json says of it, here or to be written.
+
+    What ends the run in its middle comes with the command that goes on from there.
+    """
+    run = RunFolder(args, facts)
+    hint = f"go on with: python train.py --resume {machine.shown(run.path)}"
+    try:
+        with run.closing:
+            machine.signals.held = True  # until the last step
+            machine.rank_0_decides(run.open)
+            run.identity = sha256(ours(run.path, "run.json"))
+            run.stored = run.read_checkpoint()
+            yield run
+    except machine.Stopped as stop:
+        raise machine.Stopped(stop.args[0], f"stopped; {hint}") from None
+    except OSError as error:  # a full disk
+        why = f"{error.strerror or error}; mend that and {hint}"
+        raise OSError(error.errno, why, error.filename or str(run.path)) from None
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 class RunFolder:
     """What a run leaves on disk.  Only rank 0 writes, one process at a time, and files appear whole.
 
     run.json, metrics.jsonl, prompts/NAME/prompt.safetensors, checkpoint/state.safetensors (all that
-    --resume needs), and summary.json, written last.  In a `with`, what ends the run in its middle
-    comes with the command that goes on from there.
+    --resume needs), and summary.json, written last.
     """
 
     def __init__(self, args, facts):
-        """facts: what run.json says of the run, here or to be written."""
         self.args, self.path, self.facts, self.device = args, args.out, facts, args.device
         self.rank, self.world = rank_and_world()
-        self.signals = machine.signals()
-
-    def __enter__(self):
-        self.metrics, self.lock = None, None
-        self.signals.held = True  # until the last step
-        try:
-            machine.rank_0_decides(self.open, self.device)
-            self.identity = sha256(ours(self.path, "run.json"))
-            self.stored = self.read_checkpoint()
-        except BaseException:
-            self.close()
-            raise
-        self.step = self.stored.get("step", 0)
-        return self
-
-    def close(self):
-        """Let go of the signals, the log and the lock."""
-        self.signals.held = False
-        if self.metrics:
-            self.metrics.close()
-        if self.lock is not None:
-            os.close(self.lock)
-
-    def __exit__(self, kind, error, trace):
-        self.close()
-        hint = f"go on with: python train.py --resume {machine.shown(self.path)}"
-        if isinstance(error, machine.Stopped):
-            raise machine.Stopped(error.args[0], hint) from None
-        if isinstance(error, OSError):  # a full disk
-            why = f"{error.strerror or error}; mend that and {hint}"
-            raise OSError(error.errno, why, error.filename or str(self.path)) from None
-        if dist.is_initialized() and not error:
-            dist.destroy_process_group()
+        self.metrics, self.closing = None, contextlib.ExitStack()
+        self.closing.callback(setattr, machine.signals, "held", False)
 
     def open(self):
         """Lock the folder; make it, for a fresh run in the place of what is there.
@@ -226,9 +196,10 @@ class RunFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         if fcntl:
-            self.lock = os.open(self.path, os.O_RDONLY)  # let go of when the process ends
+            lock = os.open(self.path, os.O_RDONLY)
+            self.closing.callback(os.close, lock)  # as the end of the process does
             try:
-                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ValueError(f"{self.path} is in use by another process") from None
         refuse_folder(self.args)  # again, for nobody else can come in between now
@@ -238,65 +209,55 @@ class RunFolder:
         else:
             if (self.path / "run.json").exists():
                 self.remove(self.names(read_facts(self.path)["prompts"]))
-            text = json_bytes(self.facts)
-            self.identity = hashlib.sha256(text).hexdigest()
-            self.write("run.json", text)
-        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-        self.metrics = open(os.open(new[-1], flags, 0o666), "r+b")
-        if os.fstat(self.metrics.fileno()).st_nlink > 1:
-            raise ValueError(f"{new[-1]} has another name, too; copy it, so that one is ours")
+            self.write("run.json", json_bytes(self.facts))
+        log = new[-1]
+        if log.exists() and log.stat().st_nlink > 1:
+            raise ValueError(f"{log} has another name, too; copy it, so that one is ours")
+        self.metrics = open(log, "ab")
+        self.closing.callback(self.metrics.raw.close)  # each line was flushed, or failed
 
     def names(self, prompts):
         """Our files but run.json: the checkpoint first, without which a run starts anew."""
         names = [CHECKPOINT, *(f"prompts/{name}/prompt.safetensors" for name in prompts)]
-        return [ours(self.path, name) for name in (*names, "summary.json", "metrics.jsonl")]
+        names += [TEMPORARY, "summary.json", "metrics.jsonl"]
+        return [ours(self.path, name) for name in names]
 
     def remove(self, paths):
         """Delete the files of the run that was here, and what a kill left of their writing."""
-        self.identity = sha256(self.path / "run.json")
         for path in paths:
             path.unlink(missing_ok=True)
-            self.temporary(path).unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # something of the user's is in the folder
                 path.parent.rmdir()
 
-    def temporary(self, path):
-        """The name under which this run, and no other, writes a file."""
-        return path.with_name(f".{path.name}.{self.identity[:16]}.tmp")
-
     def read_checkpoint(self):
         """The tree that `save` wrote, if it is this run's and whole; the log is cut to its length."""
-        path, log, stored = ours(self.path, CHECKPOINT), ours(self.path, "metrics.jsonl"), {}
+        path, log = ours(self.path, CHECKPOINT), ours(self.path, "metrics.jsonl")
+        stored = {"step": 0, "log": 0}
         if path.exists():
             with damaged(path, "is no checkpoint of this run; start again with --overwrite"):
-                stored = read_tree(path)
+                stored = read_tree(path, self.device)
                 if stored["run"] != self.identity:
                     raise ValueError("it is another run's, or run.json was edited")
                 before = log.read_bytes()[: stored["log"]]
                 if hashlib.sha256(before).hexdigest() != stored["log_sha256"]:
                     raise ValueError("metrics.jsonl is not what it was")
-        if self.rank == 0:
-            self.metrics.seek(stored.get("log", 0))
-            self.metrics.truncate()
+        if self.metrics:
+            self.metrics.truncate(stored["log"])
         return stored
 
     # ---- what the loop needs ----------------------------------------------------------------
 
     def steps(self, first, total):
         """The steps first .. total-1; a signal waits for the end of one, see told_to_stop."""
-        self.signals.held = True
-        self.bar = tqdm(total=total, initial=first, unit="step", disable=self.rank > 0 or None)
-        self.began, self.taken, self.last = time.perf_counter(), 0, {}
+        self.began, self.last = time.perf_counter(), {}
         try:
-            for step in range(first, total):
-                self.taken += 1
+            steps = machine.progress(range(first, total), "steps", first)
+            for self.taken, step in enumerate(steps, 1):
                 yield step
-                self.bar.update()
         finally:
-            self.signals.held = False
-            self.bar.close()
-        if self.signals.noted:  # after the last look
-            raise machine.Stopped(self.signals.noted, "")
+            machine.signals.held = False
+        if machine.signals.noted:  # after the last look
+            raise machine.Stopped(machine.signals.noted)
 
     def part_of(self, batch):
         """This process's part of a batch of indices, and how many of it count.
@@ -311,11 +272,13 @@ class RunFolder:
 
         Alone a process knows at once; several ask each other where all of them are `together`.
         """
-        told = torch.tensor(float(self.signals.noted), device=self.device)
-        if together:
-            all_reduce([told])
-        stops = told > 0 and (together or self.world == 1)
-        return (self.signals.noted or int(signal.SIGTERM)) if stops else 0
+        noted = machine.signals.noted
+        if self.world > 1:
+            told = torch.tensor(float(noted), device=self.device)
+            if together:
+                all_reduce([told])
+            noted = together and told and (noted or signal.SIGTERM)
+        return noted
 
     def check_base(self):
         """The model's files have to be what they were: no prompt is stamped with another's hash."""
@@ -324,11 +287,10 @@ class RunFolder:
         if self.rank == 0 and fetch.base_of(name, fetch.checkpoint_folder(name)) != base:
             raise ValueError(f"{name} has changed since this run began; begin it anew")
 
-    def log(self, step, epoch, prompt, split, loss, accuracy, lr=None, rate=None):
-        """A line of metrics.jsonl."""
-        self.last[prompt, split] = loss, accuracy
-        line = dict(step=step, epoch=epoch, prompt=prompt, split=split, loss=loss)
-        line |= dict(accuracy=accuracy, lr=lr, examples_per_second=rate)
+    def log(self, *values):
+        """A line of metrics.jsonl; values: of LINE, of which the last two may be missing."""
+        line = dict(itertools.zip_longest(LINE, values))
+        self.last[line["prompt"], line["split"]] = line["loss"], line["accuracy"]
         if self.metrics:
             self.metrics.write(machine.to_json(line).encode() + b"\n")
             self.metrics.flush()
@@ -336,10 +298,10 @@ class RunFolder:
     def write(self, name, data):
         """Write one of our files, whole or not at all; other processes write nothing."""
         if self.rank == 0:
-            path = ours(self.path, name)
+            path, temporary = ours(self.path, name), ours(self.path, TEMPORARY)
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.temporary(path).unlink(missing_ok=True)  # of a run that was killed
-            write_file(path, data, temporary=self.temporary(path))
+            temporary.unlink(missing_ok=True)  # of a run that was killed
+            write_file(path, data, temporary=temporary)
 
     def save(self, step, parts):
         """Where the run stands; parts: {name: what has a state_dict}."""
@@ -354,15 +316,15 @@ class RunFolder:
     def load(self, parts):
         """Put every part back as it was saved -> the step at which the run goes on."""
         with damaged(self.path, "holds no checkpoint of this run; start again with --overwrite"):
-            for name, part in parts.items() if self.stored else ():
-                part.load_state_dict(self.stored[name])
-        return self.step
+            for name in self.stored.keys() & parts.keys():
+                parts[name].load_state_dict(self.stored[name])
+        return self.stored["step"]
 
     def tell(self, epoch, split, name, best):
         """A line after an epoch, with or without a terminal: where the prompt that leads stands."""
         speed = self.taken / (time.perf_counter() - self.began)
         (loss, accuracy), (held, score) = self.last[name, "train"], self.last[name, split]
-        with self.bar.external_write_mode():
+        with tqdm.external_write_mode():
             print(
                 f"epoch {epoch}, {speed:.1f} steps/s, {name}: train loss {loss:.3f} accuracy "
                 f"{accuracy:.3f}, {split} loss {held:.3f} accuracy {score:.4f}, best {best:.4f}",
@@ -374,9 +336,9 @@ class RunFolder:
         self.write("summary.json", json_bytes(summary))
         table, rows = [], summary["prompts"]
         for row in rows:
-            chosen, (low, high) = row["selection"], row["ci95"]
+            chosen, interval = row["selection"], f"{row['ci95'][0]:.3f} to {row['ci95'][1]:.3f}"
             cells = [row["name"], str(row["lr"]), row["epoch"], chosen["accuracy"]]
-            table.append([*cells, row["accuracy"], f"{low:.3f} to {high:.3f}"])
+            table.append([*cells, row["accuracy"], interval])
         for name, value in summary["baselines"].items():
             table.append([name, "", "", "", value, ""])
         print_table(["prompt", "lr", "epoch", chosen["split"], "dev", "95 % interval"], table)

@@ -50,7 +50,7 @@ def test_every_flag_is_looked_at(monkeypatch, place):
         watch = lambda *argv, parse=getattr(module, name): parsed.append(Watched(**vars(parse(*argv)))) or parsed[-1]
         monkeypatch.setattr(module, name, watch)
     (place / "test.tsv").write_text("index\tsentence\n0\tlovely\n")
-    new = "--model m --data d --epochs 1 --prompt-tokens 2 --seeds 0 1 --out run"
+    new = "--model m --data d --epochs 2 --prompt-tokens 2 --seeds 0 1 --out run"
     for module, argv, unread in (
         (train, new, {"overwrite"}), (train, new + " --overwrite", set()),
         (evaluate, "score run", {"verb"}), (evaluate, "predict run lovely", {"verb"}),

@@ -8,7 +8,9 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from checkpoints import SHARED, TINY
@@ -208,30 +210,40 @@ def test_the_order_of_batches_is_the_same_in_every_process():
 # ---- the cache of texts -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("epochs,said", [
-    (2, "24.00 GB, of which 1.00 are kept in memory; this is a quarter of the memory"),
-    (1, "24.00 GB, of which 0.00 are kept in memory; in one epoch no text is read twice"),
+@pytest.mark.parametrize("limits,found", [
+    ([], 8000), (["max\n"], 8000), (["3000\n"], 3000), (["max\n", "9223372036854771712\n"], 8000), (["\n", "400"], 400),
 ])  # fmt: skip
-def test_what_the_cache_takes_by_itself(monkeypatch, capsys, checkpoint, epochs, said):
-    gpt2 = load_gpt2(checkpoint[0])  # keys and values of 3 layers of 10 floats: 240 bytes a token
-    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 10**6, "SC_PAGE_SIZE": 4000}.get)
-    TextCache("auto", gpt2, 10**8, epochs)
-    assert said in capsys.readouterr().out
+def test_a_container_may_have_less_memory_than_its_machine(monkeypatch, tmp_path, limits, found):
+    """Files of cgroup 2 and 1, with a number or none, or not there."""
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=8000))
+    paths = [tmp_path / "no such file", *(tmp_path / str(i) for i in range(len(limits)))]
+    for path, text in zip(paths[1:], limits):
+        path.write_text(text)
+    monkeypatch.setattr(caching, "LIMITS", paths)
+    assert caching.memory_of(torch.device("cpu")) == found
 
 
-@pytest.mark.parametrize("room,epochs,world,readings", [(3, 2, 1, 3), (2, 2, 1, 4), (4, 2, 2, 4), (0, 2, 1, 6), (3, 1, 1, 6)])
-def test_what_is_kept_is_read_once(monkeypatch, checkpoint, room, epochs, world, readings):
+def test_a_gpu_says_what_is_free(monkeypatch):
+    """Whatever its kind, and of the one that is asked for."""
+    free = SimpleNamespace(mem_get_info=lambda device: (100 + device.index, 10**12))
+    monkeypatch.setattr(torch, "get_device_module", lambda device: free)
+    assert caching.memory_of(torch.device("xpu", 3)) == 103
+
+
+@pytest.mark.parametrize("room,world,readings", [(3, 1, 3), (2, 1, 4), (4, 2, 4), (0, 1, 6)])
+def test_what_is_kept_is_read_once(monkeypatch, capsys, checkpoint, room, world, readings):
     """Three batches, each twice, with room for some: of several processes each has its share."""
     gpt2, read = load_gpt2(checkpoint[0]), []
     texts = torch.arange(30).view(3, 2, 5)
     truth = [gpt2.read(ids) for ids in texts]
     gpt2.wte.register_forward_hook(lambda *_: read.append(1))
     monkeypatch.setattr(caching, "rank_and_world", lambda: (0, world))
-    cache = TextCache(room * truth[0].nbytes, gpt2, 30 * world, epochs)
+    cache = TextCache(room * truth[0].nbytes, gpt2)
     for _ in range(2):
         for i, ids in enumerate(texts):
             assert torch.equal(cache.read([i, i + 10], ids), truth[i])
     assert len(read) == readings
+    assert ("memory does not hold all texts" in capsys.readouterr().out) == (0 < room // world < 3)
 
 
 # ---- downloads --------------------------------------------------------------------------------

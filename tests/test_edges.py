@@ -195,22 +195,23 @@ def test_nothing_of_a_user_is_touched(here, canvas, seed):
 
 def test_what_appears_after_the_first_look_is_not_touched_either(here, monkeypatch):
     """A run of somebody else, or a file with a name of ours: made while the model is loaded."""
-    load = train.load_gpt2
+    load = evaluate.load_gpt2
     for make in (lambda: shutil.copytree("run", "new"), lambda: (os.mkdir("new"), shutil.copy("t.tsv", "new/metrics.jsonl"))):
-        monkeypatch.setattr(train, "load_gpt2", lambda *args: (make(), load(*args))[1])
+        monkeypatch.setattr(evaluate, "load_gpt2", lambda *args: (make(), load(*args))[1])
         refused(train, *NEW, naming="new")
         assert entries(here / "new") in (entries(here / "run"), {"metrics.jsonl": (8, Path("t.tsv").read_bytes())})
         shutil.rmtree("new")
 
 
 @pytest.mark.parametrize("kind", ["svg", "png", "pdf"])
-def test_a_picture_of_ours_is_replaced(here, kind):
-    """And a dollar in a text is a dollar."""
+def test_a_picture_is_never_written_over(here, kind):
+    """Not even one of ours.  And a dollar in a text is a dollar."""
     pytest.importorskip("matplotlib")
-    for text in ("a $$ $x_ film", "\\frac $\\frac$ \x1b[2J fine"):
-        assert ask(evaluate, "attention", "run", text, "--out", f"o.{kind}")[0] == 0
-    shutil.copy("t.tsv", f"mine.{kind}")
-    refused(evaluate, "attention", "run", "film", "--out", f"mine.{kind}", naming="not of our making")
+    for name, text in (("one", "a $$ $x_ film"), ("two", "\\frac $\\frac$ \x1b[2J fine")):
+        assert ask(evaluate, "attention", "run", text, "--out", f"{name}.{kind}")[0] == 0
+    before = Path(f"one.{kind}").read_bytes()
+    refused(evaluate, "attention", "run", "film", "--out", f"one.{kind}", naming=f"one.{kind} is there already")
+    assert Path(f"one.{kind}").read_bytes() == before
 
 
 # ---- one writer -------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from evaluate import judge, probabilities, score, tally, wilson
 from model import Prompt, classify, load_gpt2, load_prompt, save_prompt
 from report import mcnemar
 from support import machine
+from support.checks import recipe_of
 from support.fetch import base_of
 from support.files import lines_of
 from support.flags import training as train_flags
@@ -72,7 +73,11 @@ def write_run(folder, train="prompt+head", settings={}, files={}, **prompts):
                      "selection": {"split": "hold-out", "accuracy": selected, "loss": None, "n": 90}})  # fmt: skip
         rows[-1].update(*more)
         (folder / "prompts" / name).mkdir(parents=True)
-        shutil.copy(files.get(letter, SHIPPED / "prompt.safetensors"), folder / "prompts" / name / "prompt.safetensors")
+        prompt, about = load_prompt(files.get(letter, SHIPPED / "prompt.safetensors"))
+        recipe = recipe_of(said | rows[-1]) | ({} if letter not in files else about["recipe"]) | {"seed": seed}
+        about |= {"recipe": recipe, "base_model": said["model"] if letter not in files else about["base_model"]}
+        about |= {"n": rows[-1]["n"], "accuracy": accuracy, "selected": selected, "untrained": untrained, "majority": 0.52}
+        save_prompt(folder / f"prompts/{name}/prompt.safetensors", Prompt(prompt.vectors[:P], prompt.head), about)
         for split, curve in (("hold-out", (-0.2, 0.0, -0.1)), ("dev", (0.3, 0.3, 0.3))):
             for i, (x, loss) in enumerate(zip(curve, (0.6, 0.5, 0.55)), 1):
                 log.append({"prompt": name, "split": split, "loss": loss, "lr": None, "step": 10 * i, "epoch": i})
@@ -100,8 +105,9 @@ def desk(checkpoint, tmp_path_factory):
         (home / data).mkdir(exist_ok=True)
         (home / data / f"{split}.tsv").write_text("\n".join(["sentence\tlabel", *rows, ""]))
     generator, files, prompts = torch.Generator().manual_seed(2), {}, {}
+    recipe = {"data": str(home / "d"), "train": "head", "lr": 0.03, "batch_size": 16, "epochs": 3, "epoch": 2}
     metadata = {"labels": NAMES, "init_ids": [40, 41, 42], "text_rule": TEXT_RULE, "accuracy": "0.5", "n": "50",
-                "recipe": {"data": str(home / "d"), "train": "head"}} | base_of(checkpoint[0], checkpoint[0])  # fmt: skip
+                "selected": 0.5, "untrained": 0.5, "majority": 0.5, "recipe": recipe} | base_of(checkpoint[0], checkpoint[0])  # fmt: skip
     for name, P in (("a", 3), ("b", 2), ("c", 5)):
         prompts[name] = Prompt(torch.randn(P, 10, generator=generator), torch.randn(3, 10, generator=generator))
         save_prompt(files.setdefault(name, home / f"{name}.safetensors"), prompts[name], metadata)
@@ -203,7 +209,7 @@ def test_score_equals_plain_counting(capsys, desk):
         assert score(load_gpt2(desk.model), [desk.prompts[name] for name in names], examples, 7) == each
         alone = [one["accuracy"] for one in each]
         paths = [str(getattr(desk, name)) for name in names]
-        assert result == truth | {"alone": alone, "prompt": " + ".join(paths)}
+        assert result == truth | {"alone": alone, "prompt": " + ".join(paths), "errors": []}
 
         lines = ask(capsys, "score", *argv, *EXACT)[1].splitlines()
         if len(names) > 1:
@@ -353,7 +359,7 @@ def test_nothing_that_was_read_speaks_to_the_terminal(capsys, desk, monkeypatch,
     home.mkdir()
     (home / "dev.tsv").write_text("sentence\tlabel\n" + "".join(f"{odd} {i}\t{i % 3}\n" for i in range(9)), "utf-8")
     (home / "test.tsv").write_text(f"index\tsentence\n7\t{odd}\n", "utf-8")
-    path = shutil.copy(changed(tmp_path, desk.a, recipe={"data": str(desk.d), "train": "head"}), home)
+    path = shutil.copy(changed(tmp_path, desk.a, recipe=load_prompt(desk.a)[1]["recipe"] | {"data": str(desk.d)}), home)
     out = home / "x.tsv"
     for argv, seen in (
         (["predict", path, odd, "a\nb"], [odd, "a\nb"]), (["score", path, "--data", home, "--errors", "3"], [home, odd]),
@@ -424,11 +430,11 @@ def test_pieces_of_a_stream_make_whole_lines():
     reader = lambda pieces: SimpleNamespace(read1=lambda _, left=iter([*pieces, b""]): next(left))
     text = "".join(f"line {i} é\n" for i in range(50)).encode() + b"the last"
     for size in (1, 2, 3, 7, 1000):
-        lists = [*lines_of(reader(text[i : i + size] for i in range(0, len(text), size)), 4, LONGEST)]
-        assert sum(lists, []) == text.decode().split("\n") and max(map(len, lists)) <= 4
-    first, second = sum(lines_of(reader([b"x" * 2**16] * 100 + [b"\nok\n"]), 4, LONGEST), [])
+        lists = [*lines_of(reader(text[i : i + size] for i in range(0, len(text), size)), LONGEST)]
+        assert sum(lists, []) == text.decode().split("\n")
+    first, second = sum(lines_of(reader([b"x" * 2**16] * 100 + [b"\nok\n"]), LONGEST), [])
     assert LONGEST < len(first) < LONGEST + 2**17 and second == "ok"
-    assert sum(lines_of(reader([b"caf\xe9\nna", b"\xc3"]), 4, LONGEST), []) == ["caf\udce9", "na\udcc3"]
+    assert sum(lines_of(reader([b"caf\xe9\nna", b"\xc3"]), LONGEST), []) == ["caf\udce9", "na\udcc3"]
 
 
 def test_a_pipe_that_trickles_is_answered_as_it_goes_and_a_broken_one_ends_quietly():
@@ -449,7 +455,7 @@ def test_a_pipe_that_trickles_is_answered_as_it_goes_and_a_broken_one_ends_quiet
 
 
 @pytest.mark.parametrize("error,code,said", [
-    (KeyboardInterrupt(), 130, ""), (torch.OutOfMemoryError("x"), 2, "error: .* --batch-size .*\n"),
+    (KeyboardInterrupt(), 130, "stopped\n"), (torch.OutOfMemoryError("x"), 2, "error: .* --batch-size .*\n"),
     (OSError(28, "No space left", "a\x1b[31m\nb"), 2, r"error: a\\x1b\[31m b: No space left\n"),
 ])  # fmt: skip
 def test_what_ends_a_program(capsys, desk, monkeypatch, error, code, said):
@@ -496,12 +502,11 @@ def test_the_table_against_plain_counting(capsys, runs, tmp_path):
     assert (majority["train"], majority["accuracy"]) == ("majority", 0.52)
     assert untrained["train"] == "untrained" and untrained["accuracy"] == pytest.approx(3 / 6)
     assert head["train"] == lower["train"] == "head"
-    assert head["gain"] == pytest.approx(0.55 - 0.52) and head["over"] == "majority"
     assert one["accuracy"] == pytest.approx(0.72) and one["sd"] == pytest.approx(math.sqrt(2 * 0.02**2))
-    assert one["selected"] == pytest.approx(0.70) and one["gain"] == pytest.approx(0.72 - 0.60) and one["seeds"] == 2
+    assert one["selected"] == pytest.approx(0.70) and one["seeds"] == 2
     assert one["ci95"] == pytest.approx(interval(288, 400)) and one["epoch"] == [2, 2] and one["epochs"] == 3
-    assert one["untrained"] == pytest.approx(0.49) and one["n"] == 400 and one["over"] == "head"
-    assert five["prompt_tokens"] == 5 and five["sd"] is None and five["gain"] == pytest.approx(0.80 - 0.60)
+    assert one["untrained"] == pytest.approx(0.49) and one["n"] == 400
+    assert five["prompt_tokens"] == 5 and five["sd"] is None
     assert (slow["lr"], slow["accuracy"], slow["epoch"]) == (0.01, 0.90, [3])
     _, out, _ = ask(capsys, "table", *runs)
     cells = [[part.strip() for part in line.strip("|").split("|")] for line in out.splitlines() if line[:1] == "|"]
@@ -511,12 +516,11 @@ def test_the_table_against_plain_counting(capsys, runs, tmp_path):
         ["majority", "", "0.5200"], ["untrained", "", "0.5000"], ["head", "1", "0.5500"], ["head", "5", "0.6000"],
         ["prompt+head", "1", "0.7200"], ["prompt+head", "5", "0.8000"], ["prompt+head", "5", "0.9000"]]  # fmt: skip
     assert cells[9] == ["tiny", "reviews", "prompt+head", "1", "16", "0.03", "2", "2 2 of 3", "0.7000", "0.7200", "0.0283",
-                        "{:.3f} to {:.3f}".format(*one["ci95"]), "+0.1200 over head"]  # fmt: skip
+                        "{:.3f} to {:.3f}".format(*one["ci95"])]  # fmt: skip
 
     other = write_run(tmp_path / "other", settings={"data": "sst2"}, g=(3, 0, 0.51, 0.99, 0.9))  # has floors of its own
     lines = told(capsys, "table", *runs, other)[-3:]
     assert [line["data"] for line in lines] == ["sst2"] * 3
-    assert lines[-1]["over"] == "untrained" and lines[-1]["gain"] == pytest.approx(0.51 - 0.9)
     out = ask(capsys, "table", *runs, other)[1]
     assert [line.split()[3:8:4] for line in out.splitlines()[2:4]] == [["reviews", "0.7000"], ["sst2", "0.5100"]]
 
@@ -528,7 +532,8 @@ def test_runs_that_differ_in_more_than_the_seed_are_rows_of_their_own(capsys, tm
     assert [row["seeds"] for row in told(capsys, "table", first, same) if "seeds" in row] == [3]
     others = {"model": "gpt2", "data": "sst2", "train": "head", "batch_size": 8, "epochs": 2, "select_on": "dev"}
     for key, value in (others | {"prompt_tokens": 2, "lr": 0.01, "head_lr": 0.1, "steps": 7, "max_examples": 5}).items():
-        other = write_run(tmp_path / key, settings={key: value}, c=(1, 2, 0.6, 0.7, 0.5, {key: value}))
+        P = value if key == "prompt_tokens" else 1
+        other = write_run(tmp_path / key, settings={key: value}, c=(P, 2, 0.6, 0.7, 0.5, {key: value}))
         rows = [row for row in told(capsys, "table", first, other) if "seeds" in row]
         assert sorted((row["seeds"], row[key]) for row in rows)[0] == (1, value) and len(rows) == 2, key
 
@@ -544,7 +549,7 @@ def test_two_prompts_are_compared_on_the_split_that_both_answer(capsys, desk, tm
             "p = {p:.4f}, exact and two-sided".format(**test))  # fmt: skip
     two = write_run(tmp_path / "two", a=(1, 0, 0.7, 0.7, 0.5), b=(1, 1, 0.8, 0.8, 0.5))
     assert all("McNemar" not in ask(capsys, "table", *argv)[1] for argv in ([desk.a], [desk.a, desk.b, desk.c], [two]))
-    other = changed(tmp_path, desk.a, recipe={"data": str(desk.e), "train": "prompt+head"})
+    other = changed(tmp_path, desk.a, recipe=load_prompt(desk.a)[1]["recipe"] | {"data": str(desk.e)})
     code, out, err = ask(capsys, "table", other, desk.a)
     assert code == 2 and "different data" in err and "--data" in err and out  # the table itself is there
 
@@ -560,7 +565,7 @@ def test_pictures(capsys, runs, tmp_path, monkeypatch):
     assert code == 2 and "pip install" in err and err.count("\n") == 1
 
 
-def test_only_a_file_of_our_making_is_written_over(capsys, desk, runs, tmp_path):
+def test_nothing_is_written_over(capsys, desk, runs, tmp_path):
     pytest.importorskip("matplotlib")
     (tmp_path / "test.tsv").write_text("index\tsentence\n0\tx\n")
     plot, look = ["plot", *runs, "--out"], ["attention", desk.a, "x y", "--out"]
@@ -568,7 +573,7 @@ def test_only_a_file_of_our_making_is_written_over(capsys, desk, runs, tmp_path)
     for kind, argv in (("png", plot), ("svg", plot), ("pdf", plot), ("svg", look),
                        ("tsv", [*answer, "--glue"]), ("csv", [*answer, "--out"])):  # fmt: skip
         own, other, link, folder = (tmp_path / f"{argv[0]}-{name}.{kind}" for name in ("own", "other", "link", "folder"))
-        assert [ask(capsys, *argv, own)[0] for _ in range(2)] == [0, 2 if argv[0] == "predict" else 0]
+        assert [ask(capsys, *argv, own)[0] for _ in range(2)] == [0, 2]
         other.write_text("a day's work\n")
         link.symlink_to(own)
         folder.mkdir()
@@ -616,12 +621,12 @@ def test_what_a_plot_shows(capsys, runs, monkeypatch, tmp_path):
     assert labels == ["P = 1, prompt+head", "P = 1, head", "P = 5, prompt+head", "P = 5, head"]
 
     other = write_run(tmp_path / "other", settings={"model": "gpt2", "data": "sst2"}, g=(5, 0, 0.70, 0.99, 0.4))
-    left, first, _, second, _ = drawn(monkeypatch, capsys, "plot", runs[0], other, "--out", "x.png").axes
+    left, first, _, second, _ = drawn(monkeypatch, capsys, "plot", runs[0], other, "--out", "y.png").axes
     assert [box.get_label() for box in left.containers] == ["prompt+head, tiny on reviews", "prompt+head, gpt2 on sst2"]
     assert (first.get_title(), second.get_title()) == ("tiny on reviews", "gpt2 on sst2")
     assert [len(first.lines), len(second.lines)] == [4, 1] and second.lines[0].get_ydata()[1] == 0.99
     assert left.containers[1].lines[0].get_xydata().tolist() == [[pytest.approx(5 * 1.03), 0.70]]
-    assert told(capsys, "plot", runs[0], "--out", "x.png") == [{"file": "x.png"}]
+    assert told(capsys, "plot", runs[0], "--out", "z.png") == [{"file": "z.png"}]
     levels = {line.get_label(): line.get_ydata()[0] for line in left.lines}
     assert levels["untrained, tiny on reviews"] == pytest.approx(0.485) and levels["untrained, gpt2 on sst2"] == 0.4
 
@@ -753,7 +758,7 @@ def test_one_sentence_and_exit_2(capsys, argv, named):
 
 
 @pytest.mark.parametrize("name,text", [
-    ("summary.json", "{"), ("summary.json", "[]"), ("summary.json", '{"prompts": [{}], "baselines": {}}'), ("run.json", "null"),
+    ("summary.json", "{"), ("summary.json", "[]"), ("summary.json", '{"prompts": [{}], "baselines": {}}'),
     ("summary.json", '{"prompts": [], "baselines": {"majority": 0.5, "untrained": 0.5}}'),
 ])  # fmt: skip
 def test_a_damaged_run_is_named(capsys, tmp_path, name, text):
@@ -765,11 +770,11 @@ def test_a_damaged_run_is_named(capsys, tmp_path, name, text):
 
 
 def test_prompts_that_cannot_answer_are_refused(capsys, desk, tmp_path):
-    """Of another model, another text rule, or, together, of other labels.  One without its accuracy is in no table alone."""
+    """Of another model, another text rule, or, together, of other labels.  One without its scores is in no table."""
     for change, argv, said in (
         ({"labels": ["0", "1", "2"]}, ["score", desk.a, "--with"], "other labels"), ({"text_rule": "x"}, ["score"], "rule"),
         ({"base_sha256": "0"}, ["score", desk.a, "--with"], "another model"), ({"base_sha256": "0"}, ["score"], "sha256"),
-        ({"accuracy": None}, ["table"], "p.safetensors goes without its accuracy"),
+        ({"accuracy": None}, ["table"], "p.safetensors goes without its scores"),
     ):  # fmt: skip
         code, out, err = ask(capsys, *argv, changed(tmp_path, desk.a, **change))
         assert code == 2 and said in err and "p.safetensors" in err and not out

@@ -31,7 +31,7 @@ def test_there_is_no_more_to_read_than_agreed():
     (tokens, lines, longest), core = zip(*map(measure, MODULES.values())), [MODULES[name] for name in CORE]
     assert max(longest) <= 45 and sum(text.count("# fmt: ") for text in MODULES.values()) <= 12
     assert sum(len(text.splitlines()) for text in core) <= 1100 and sum(measure(text)[0] for text in core) <= 8500
-    assert sum(tokens) <= 10.5 * sum(lines) and sum(tokens) <= 21_200
+    assert sum(tokens) <= 10.5 * sum(lines) and sum(tokens) <= 20_000
 
 
 def test_imports_go_one_way_and_in_no_circle():

@@ -6,6 +6,7 @@
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where the modules lie
 
@@ -52,7 +53,7 @@ def one(tmp_path_factory):
 @pytest.mark.parametrize("data", [ROOT / "reviews", SST2])
 def test_one_column_under_argmax_scores_the_share_of_label_0(data, one):
     """Whatever it has learned.  On SST-2 that is .4908, at every epoch of every prompt length."""
-    _, labels, (logits,) = evaluate.load(one).answer_split(str(data), "dev")  # (n,), (n, 1)
+    _, labels, (logits,) = evaluate.load(one).answer_split(SimpleNamespace(data=str(data), split="dev", text_column=None, label_column=None))  # (n,), (n, 1)
     n, zeros = len(labels), int((labels == 0).sum())
     stuck = evaluate.tally(logits.argmax(dim=1), labels.long(), 2)  # as the post's metric did it
     assert stuck["accuracy"] == zeros / n and stuck["collapsed"] and stuck["precision"][1] is None

@@ -163,8 +163,8 @@ def test_what_changed_since_is_named_and_refused(place, monkeypatch, capsys, cas
     assert named in error and "\n" not in error
 
 
-@pytest.mark.parametrize("at", [12, 16])  # told at the end of an epoch, and at a line of the log
-def test_one_prompt_that_breaks_does_not_touch_the_others(place, monkeypatch, capsys, at):
+@pytest.mark.parametrize("at,told", [(12, 14), (16, 20)])  # at the end of an epoch, and at a line of the log
+def test_one_prompt_that_breaks_does_not_touch_the_others(place, monkeypatch, capsys, at, told):
     """Neither by a gradient whose norm is infinite, though the loss is not, nor by vectors that are no numbers.
 
     The run is stopped in step 18 and goes on, and has not forgotten what broke.
@@ -184,8 +184,8 @@ def test_one_prompt_that_breaks_does_not_touch_the_others(place, monkeypatch, ca
     assert end(*BASE, "--out", "poisoned", *flags) == 130 and end("--resume", "poisoned") == 0
     summary = json.load(open("poisoned/summary.json"))
     poisoned = [json.loads(line, parse_constant=pytest.fail) for line in open("poisoned/metrics.jsonl")]
-    assert f"p2-s1 stopped: no finite gradient in step {at}; try a lower --lr" in capsys.readouterr().err
-    assert [p["broke"] for p in summary["prompts"]] == [0, at, 0, 0] and summary["prompts"][1]["epoch"] <= at // 7
+    assert f"p2-s1 stopped: no finite gradient by step {told}; try a lower --lr" in capsys.readouterr().err
+    assert [p["broke"] for p in summary["prompts"]] == [0, told, 0, 0] and summary["prompts"][1]["epoch"] <= at // 7
     before = [line["loss"] for line in lines if line["prompt"] == "p2-s1" and line["step"] < at]
     *whole, last = [line["loss"] for line in poisoned if line["prompt"] == "p2-s1"]
     assert whole == before and (last is None or last > 1e20)  # the line that tells of it, and no more

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import oracle
+import psutil
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ import evaluate
 import train
 from data import Tokenizer, read_split
 from model import GPT2, load_gpt2, load_prompt
+from support import cache as caching
 from support.fetch import base_of
 
 BASE = ["--model", "m", "--data", "d", "--dtype", "float32", "--batch-size", "8", "--device", "cpu"]
@@ -81,9 +83,11 @@ def test_a_run_writes_what_the_design_says(place, capsys):
         assert prompt.vectors.shape == (p["prompt_tokens"], 10) and len(metadata["init_ids"]) == p["prompt_tokens"]
         assert sorted(metadata) == sorted(
             "format base_model base_revision base_sha256 prompt_tokens num_labels labels init init_ids text_rule "
-            "position_rule accuracy n recipe".split())  # fmt: skip
+            "position_rule accuracy n recipe selected untrained majority".split())  # fmt: skip
         assert metadata["base_sha256"] == info["base"]["base_sha256"] == base_of("m", place / "m")["base_sha256"]
         assert metadata["base_revision"] == "abc"
+        scores = p["selection"]["accuracy"], p["untrained"], summary["baselines"]["majority"]
+        assert tuple(float(metadata[key]) for key in ("selected", "untrained", "majority")) == scores
         assert float(metadata["accuracy"]) == p["accuracy"] and metadata["recipe"] == {
             "data": str(place / "d"), "text_column": None, "label_column": None, "max_examples": None, "batch_size": 8, "epochs": 3, "steps": None, "train": "prompt+head", "select_on": "hold-out",
             "dtype": "float32", "lr": 0.03, "head_lr": 0.005, "seed": p["seed"], "epoch": p["epoch"]}  # fmt: skip
@@ -258,7 +262,8 @@ def test_kept_texts_change_no_bit(place, dtype, capsys, monkeypatch):
 
     def kept(memory, epochs):
         """(texts that are read, what was written) with so many bytes to be taken"""
-        monkeypatch.setattr(os, "sysconf", lambda name: memory * 4 if "PAGES" in name else 1)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=memory * 4))
+        monkeypatch.setattr(caching, "LIMITS", ())
         nbytes.clear()
         run("--epochs", epochs, "--dtype", dtype, "--overwrite")
         written = [(place / "run" / name).read_bytes() for name in ("summary.json", "prompts/p10-s0/prompt.safetensors")]
@@ -266,12 +271,14 @@ def test_kept_texts_change_no_bit(place, dtype, capsys, monkeypatch):
 
     reads, written = kept(0, 3)
     each = nbytes[:7]  # of the batches
-    assert "GB, of which" in capsys.readouterr().out
+    said = "memory does not hold all texts"
+    assert said not in capsys.readouterr().out  # without memory nothing can be kept
     for memory in (sum(each), sum(each) - 1, sum(each[:3]), sum(each[:3]) - 1):
         room, again = memory, 0
         for size in each:
             room, again = (room - size, again) if size <= room else (room, again + 1)
         assert kept(memory, 3) == (reads - 14 + 2 * again, written)
+        assert capsys.readouterr().out.count(said) == (again > 0)  # once, if at all
     once = kept(0, 1)[0]
     assert kept(sum(each), 1)[0] == once and kept(sum(each), 2)[0] == kept(0, 2)[0] - 7  # in one epoch nothing is kept
 
@@ -363,7 +370,7 @@ def test_one_sentence_exit_2_and_nothing_written(place, capsys, monkeypatch, cas
 def test_overwrite_replaces_a_run(place, monkeypatch):
     """First what the old one left goes, then run.json is replaced, so that no kill leaves a mixture; the summary is last."""
     os.mkdir("run")
-    (place / "run/.run.json.0123456789abcdef.tmp").write_text("{")  # it was killed before it began, which is no obstacle
+    (place / "run/.prompt-training.tmp").write_text("{")  # it was killed before it began, which is no obstacle
     run("--steps", 1, "--prompt-tokens", 2)
     replace, replaced = os.replace, []
     monkeypatch.setattr(os, "replace", lambda old, new: (replaced.append((str(new), [*contents(place / "run")])), replace(old, new)))

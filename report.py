@@ -62,8 +62,8 @@ def score_verb(args):
         keys = "probability answer label text".split()
         return print(to_json(result | {"errors": [dict(zip(keys, row)) for row in errors]}))
 
-    who = paths[0] if len(paths) == 1 else "together"
-    if len(paths) > 1:
+    who = "together" if paths[1:] else paths[0]
+    if paths[1:]:
         print_table(["prompt", "alone"], zip(paths, result["alone"]))
     print(
         f"{who} on {args.data or classifier.metadata['recipe']['data']} {args.split}: accuracy "

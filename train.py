@@ -307,8 +307,12 @@ def main(argv=None):
     # What is asked for, in words and in run.json.
     per_epoch = math.ceil(len(train_set) / args.batch_size)
     total = args.steps or args.epochs * per_epoch
-    known = {"base": base, "labels": names, "prompts": [trial.name for trial in trials]}
-    known["texts"] = {"train": len(train), args.select_on: len(held), "dev": len(dev)}
+    known = {
+        "base": base,
+        "texts": {"train": len(train), args.select_on: len(held), "dev": len(dev)},
+        "labels": names,
+        "prompts": [trial.name for trial in trials],
+    }
     facts = describe(argv, args, gpt2, total, known)
 
     with running(args, facts) as run:

@@ -24,7 +24,6 @@ OFFICIAL = {  # name: hub id, pinned revision
 }
 SST2_URL = "https://dl.fbaipublicfiles.com/glue/data/SST-2.zip"
 SST2_MD5 = "9f81648d4199384278b86e315dac217c"
-SST2_LIMIT = 2**23  # bytes, more than it has
 
 
 # ---- checkpoints ----------------------------------------------------------------------------
@@ -134,7 +133,7 @@ def download_sst2(folder):
     partial = folder.with_name(folder.name + ".part")
     try:
         with urllib.request.urlopen(SST2_URL, timeout=60) as answer:
-            fetched = answer.read(SST2_LIMIT)
+            fetched = answer.read(2**23)  # bytes, more than it has
         if hashlib.md5(fetched).hexdigest() != SST2_MD5:
             raise OSError(f"SST-2.zip came damaged: its md5 is not {SST2_MD5}")
         names = ["SST-2/train.tsv", "SST-2/dev.tsv"]

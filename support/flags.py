@@ -173,8 +173,8 @@ def asking(description, answers, argv):
     parser = parser_of(description)
     subparsers, verbs = parser.add_subparsers(dest="verb", required=True), {}
     for name, answer in answers.items():
-        told = answer.__doc__
-        verb = verbs[name] = subparsers.add_parser(name, help=told.split("\n")[0], description=told)
+        told = answer.__doc__.split("\n")[0]
+        verb = verbs[name] = subparsers.add_parser(name, help=told, description=told)
         verb.set_defaults(answer=answer)
         verb.add_argument("--json", action="store_true", help="print JSON, one object a line")
         if name != "plot":

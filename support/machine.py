@@ -34,16 +34,23 @@ def join_processes(device):
         sys.stdout.stream = open(os.devnull, "w")
 
 
+@contextlib.contextmanager
+def together():
+    """What all processes do at once ends in a sentence where one of them has ended."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).split("\n")[0]
+        raise OSError(f"another process ended, so this one does too ({reason})") from None
+
+
 def all_reduce(tensors):
     """Replace each tensor by its sum over all processes: one message, however many tensors."""
     if rank_and_world()[1] == 1:
         return
     flat = parameters_to_vector(tensors)
-    try:
+    with together():
         dist.all_reduce(flat)
-    except RuntimeError as error:
-        reason = str(error).split("\n")[0]
-        raise OSError(f"another process ended, so this one does too ({reason})") from None
     vector_to_parameters(flat, tensors)
 
 
@@ -58,7 +65,8 @@ def rank_0_decides(act):
             act()
         except (OSError, ValueError) as error:
             refusal = [sentence_of(error)]
-    dist.broadcast_object_list(refusal)
+    with together():
+        dist.broadcast_object_list(refusal)
     if refusal[0] is not None:
         raise ValueError(refusal[0])
 
@@ -116,7 +124,7 @@ def body_dtype(name, device):
         fast = torch.cuda.get_device_capability(device) >= (8, 0)
     else:
         cpuinfo = Path("/proc/cpuinfo")
-        flags = cpuinfo.read_text() if device.type == "cpu" and cpuinfo.exists() else ""
+        flags = cpuinfo.read_text() if cpuinfo.exists() else ""
         fast = "avx512_bf16" in flags or "amx_bf16" in flags
     return torch.bfloat16 if fast else torch.float32
 
@@ -156,7 +164,7 @@ class Plain:
         if hasattr(self.stream, "reconfigure"):
             # A file or a pipe gets UTF-8, whatever the system's code page is.
             told = self.stream.isatty() or "PYTHONIOENCODING" in os.environ
-            encoding = self.stream.encoding if told else "utf-8"
+            encoding = None if told else "utf-8"  # None: as it is
             self.stream.reconfigure(encoding=encoding, errors="backslashreplace")
 
     def __getattr__(self, name):
@@ -175,8 +183,9 @@ class Plain:
 
 def progress(items, unit, first=0):
     """items one by one, with a bar on a terminal, and a line a minute where there is none."""
-    last, total = time.monotonic(), first + len(items)
-    hidden = rank_and_world()[0] > 0
+    last, hidden = time.monotonic(), rank_and_world()[0] > 0
+    total = first + len(items)
+    # disable=None: where stderr is no terminal.
     bar = tqdm(items, unit=unit, initial=first, total=total, leave=False, disable=hidden or None)
     for done, item in enumerate(bar, first + 1):
         yield item

@@ -71,10 +71,10 @@ class Attention(nn.Module):
 
     def read(self, x):
         """A text x (B, T, C) reads itself -> (B, T, C), and its keys and values (2, B, H, T, D)."""
-        q, k, v = self.project(x)
+        qkv = self.project(x)  # (3, B, H, T, D)
         # is_causal aligns queries and keys at the top left: right only where nothing is past.
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, H, T, D)
-        return self.join(y), torch.stack([k, v])
+        y = F.scaled_dot_product_attention(*qkv, is_causal=True)  # (B, H, T, D)
+        return self.join(y), qkv[1:]
 
     def follow(self, x, text, masks, ends=False):
         """Prompts x (B, S, C), end to end, read a text and themselves -> (B, S, C).
@@ -166,16 +166,15 @@ class GPT2(nn.Module):
         Pads stand to the right of the text, where causal attention keeps every real token from
         seeing them: there is no padding mask, and the pad id does not matter.
         """
-        B, T = ids.shape
+        (B, T), H = ids.shape, self.config.n_head
         x = self.wte(ids) + self.wpe.weight[:T]  # (B, T, C)
-        kept = []
-        for block in self.h[:-1]:
-            x, keys_values = block.read(x)
-            kept.append(keys_values)
+        text = x.new_empty(len(self.h), 2, B, H, T, x.shape[2] // H)
+        for i, block in enumerate(self.h[:-1]):
+            x, text[i] = block.read(x)
         # Nobody asks what the last block makes of the text: its keys and values are enough.
         last = self.h[-1]
-        kept.append(last.attn.project(last.ln_1(x))[1:])
-        return torch.stack(kept)
+        text[-1] = last.attn.project(last.ln_1(x))[1:]
+        return text
 
     def follow(self, x, text, masks):
         """The prompt pass: embeddings x (B, S, C) after a text -> hidden (B, K, C) at their ends.

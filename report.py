@@ -57,7 +57,7 @@ def score_verb(args):
     truth, said = truth_of(labels, together.shape[1]).tolist(), choose(together).tolist()
     sure = probabilities(together).amax(dim=1).tolist()  # (n,)
     wrong = [row for row in zip(sure, said, truth, texts) if row[1] != row[2]]
-    errors = sorted(wrong, key=itemgetter(0), reverse=True)[: args.errors]
+    errors = sorted(wrong, reverse=True)[: args.errors]
     if args.json:
         keys = "probability answer label text".split()
         return print(to_json(result | {"errors": [dict(zip(keys, row)) for row in errors]}))
@@ -135,7 +135,7 @@ def answer_table(args, classifier):
     if args.out or args.glue:
         beside = with_answer if args.out else for_glue
         table = [beside(number, row, its) for (number, row), its in zip(rows, found)]
-        write_table(args, args.out or args.glue, table)
+        write_table(args, table)
     else:
         print_answers(args, found)
 
@@ -158,10 +158,10 @@ def for_glue(number, row, its):
     return {"index": index, "prediction": its["label"]}
 
 
-def write_table(args, path, rows):
+def write_table(args, rows):
     """--out, a csv, or --glue, a tsv."""
     text, columns = io.StringIO(), dict.fromkeys(name for row in rows for name in row)
-    dialect = "excel" if args.out else "excel-tab"
+    path, dialect = args.out or args.glue, "excel" if args.out else "excel-tab"
     writer = csv.DictWriter(text, columns, dialect=dialect, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
@@ -199,11 +199,6 @@ def grouped(rows, *names):
     return groups.items()
 
 
-def mean_of(rows, key):
-    """The mean of what rows say under key."""
-    return statistics.mean(row[key] for row in rows)
-
-
 def over_seeds(rows):
     """Rows that differ in the seed at most as one line: head alone first, then short prompts."""
     lines = []
@@ -211,7 +206,7 @@ def over_seeds(rows):
         line = dict(zip(SAME, key))
         n = group[0]["n"]
         for name in ("selected", "accuracy", "untrained"):
-            line[name] = mean_of(group, name)
+            line[name] = statistics.mean(row[name] for row in group)
         line |= {"seeds": len(group), "epoch": [row["epoch"] for row in group], "sd": None}
         if len(group) > 1:
             line["sd"] = statistics.stdev(row["accuracy"] for row in group)
@@ -224,7 +219,7 @@ def with_baselines(rows):
     training, get: what the prompt, or the head, adds is the difference."""
     for (model, data), mine in grouped(rows, "model", "data"):
         for name in ("majority", "untrained"):
-            level = mean_of(mine, name)
+            level = statistics.mean(row[name] for row in mine)
             yield {"model": model, "data": data, "train": name, "accuracy": level}
         yield from over_seeds(mine)
 
@@ -254,9 +249,8 @@ def table_verb(args):
         print()
         print_table(HEADER.split(","), map(table_row, with_baselines(rows)), "pipe")
         print(
-            "\nbest accuracy: on dev, of the prompt that is best on selection; selection, dev: "
-            "means over\nseeds; sd: between them; interval: of the mean, from the number of dev "
-            "texts"
+            "\nbest accuracy: on dev, of the prompt that is best on selection; selection, dev: means"
+            "\nover seeds; sd: between them; interval: of the mean, from the number of dev texts"
         )
     if len(args.runs) == len(rows) == 2:
         compare(args, rows)
@@ -321,10 +315,9 @@ def curve_of(row):
     """What a prompt scored on selection after epoch 1, 2, ..., where its run's log tells it."""
     folder = row["path"].absolute().parent
     log = folder / "../../metrics.jsonl"
-    if not log.exists():
-        return []
     mine = {"prompt": folder.name, "split": row.get("select_on")}
-    points = [checks.valid(log, point, "point") for _, point in rows_of(log)]
+    lines = rows_of(log) if log.exists() else []
+    points = [checks.valid(log, point, "point") for _, point in lines]
     return [point for point in points if mine.items() <= point.items()]
 
 

@@ -112,8 +112,9 @@ signals = Signals()  # those of the program that runs
 
 
 def default_device():
-    here = torch.accelerator.is_available()
-    return torch.accelerator.current_accelerator().type if here else "cpu"
+    if torch.accelerator.is_available():
+        return torch.accelerator.current_accelerator().type
+    return "cpu"
 
 
 def body_dtype(name, device):
@@ -194,11 +195,6 @@ def progress(items, unit, first=0):
             print(f"{done} of {total} {unit}", file=sys.stderr)
 
 
-NO_MEMORY = (
-    "the device has too little memory; try a smaller --batch-size or, in training, --cache-text"
-)
-
-
 @contextlib.contextmanager
 def ending(patient=False):
     """Around a main: exit code 2 and one sentence on stderr when the user can mend the cause."""
@@ -216,7 +212,8 @@ def ending(patient=False):
         except (OSError, ValueError) as error:
             message, code = f"error: {sentence_of(error)}", 2
         except torch.OutOfMemoryError:
-            message, code = f"error: {NO_MEMORY}", 2
+            message = "too little memory; try a smaller --batch-size or, in training, --cache-text"
+            message, code = f"error: the device has {message}", 2
         if message and (code == 2 or rank_and_world()[0] == 0):
             print(message, file=sys.stderr)
         try:

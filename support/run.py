@@ -74,10 +74,14 @@ def describe(argv, args, gpt2, total, known):
     data = {split: sha256(fetch.split_file(args.data, split)) for split in ("train", "dev")}
     if Path(args.init).is_file():
         data["init"] = sha256(args.init)
-    facts = {"format": "prompt-training-run/1", "argv": argv}
-    facts |= {"settings": settings, "data": data} | known
-    facts["versions"] = {"python": platform.python_version(), "torch": torch.__version__}
-    return json.loads(machine.to_json(facts))  # as it is read again
+    facts = {
+        "format": "prompt-training-run/1",
+        "argv": argv,
+        "settings": settings,
+        "data": data,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }
+    return json.loads(machine.to_json(facts | known))  # as it is read again
 
 
 def refuse_changes(stored, facts, path):
@@ -337,8 +341,8 @@ class RunFolder:
         table, rows = [], summary["prompts"]
         for row in rows:
             chosen, interval = row["selection"], f"{row['ci95'][0]:.3f} to {row['ci95'][1]:.3f}"
-            cells = [row["name"], str(row["lr"]), row["epoch"], chosen["accuracy"]]
-            table.append([*cells, row["accuracy"], interval])
+            scores = chosen["accuracy"], row["accuracy"], interval
+            table.append([row["name"], str(row["lr"]), row["epoch"], *scores])
         for name, value in summary["baselines"].items():
             table.append([name, "", "", "", value, ""])
         print_table(["prompt", "lr", "epoch", chosen["split"], "dev", "95 % interval"], table)

@@ -455,6 +455,27 @@ def test_a_stream_that_is_odd_changes_no_result(here):
     assert done.returncode == 2 and "na\\xefve" in done.stdout and "error: standard output: No space" in done.stderr
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no disk that is always full")
+def test_a_log_that_can_not_be_written_says_how_to_go_on(place, monkeypatch):
+    """Whatever the lines that are still to be written do when the file is closed, and the run goes on as one that met no full disk."""
+    assert ask(train, *BASE, *STEPS[:2], "--epochs", "3", "--out", "whole")[0] == 0
+    log, told = run.RunFolder.log, []
+
+    def full(self, *values):
+        told.append(values)
+        if len(told) == 4:
+            os.dup2(os.open("/dev/full", os.O_WRONLY), self.metrics.fileno())
+        log(self, *values)
+
+    fresh = [*BASE, *STEPS[:2], "--epochs", "3", "--out", "run"]
+    with monkeypatch.context() as patch:
+        patch.setattr(run.RunFolder, "log", full)
+        refused(train, *fresh, naming="No space left on device; mend that and go on with: python train.py --resume run")
+    assert ask(train, "--resume", "run")[0] == 0
+    assert Path("run/summary.json").read_bytes() == Path("whole/summary.json").read_bytes()
+    assert timeless(place / "run")["metrics"] == timeless(place / "whole")["metrics"]
+
+
 # ---- signals ----------------------------------------------------------------------------------
 
 

@@ -205,7 +205,7 @@ def over_seeds(rows):
     for key, group in grouped(rows, *SAME):
         line = dict(zip(SAME, key))
         n = group[0]["n"]
-        for name in ("selected", "accuracy", "untrained"):
+        for name in "selected", "accuracy", "untrained":
             line[name] = statistics.mean(row[name] for row in group)
         line |= {"seeds": len(group), "epoch": [row["epoch"] for row in group], "sd": None}
         if len(group) > 1:
@@ -218,7 +218,7 @@ def with_baselines(rows):
     """`over_seeds` of each model and data set, after what answers without reading, and without
     training, get: what the prompt, or the head, adds is the difference."""
     for (model, data), mine in grouped(rows, "model", "data"):
-        for name in ("majority", "untrained"):
+        for name in "majority", "untrained":
             level = statistics.mean(row[name] for row in mine)
             yield {"model": model, "data": data, "train": name, "accuracy": level}
         yield from over_seeds(mine)
@@ -522,5 +522,11 @@ def draw_words(figure, rows, told):
         axes.set(xlabel=(told, "attention")[i % 2])
 
 
-VERBS = {"score": score_verb, "predict": predict_verb, "table": table_verb, "plot": plot_verb}
-VERBS |= {"tokens": tokens_verb, "attention": attention_verb}
+VERBS = {
+    "score": score_verb,
+    "predict": predict_verb,
+    "table": table_verb,
+    "plot": plot_verb,
+    "tokens": tokens_verb,
+    "attention": attention_verb,
+}

@@ -33,8 +33,8 @@ WARM_UP = 0.06  # share of the steps in which the learning rates rise; then they
 CLIP = 1.0  # largest norm of one prompt's gradient, head included
 HELD_OUT = 872  # at most, as many as SST-2's dev split has; a tenth of a smaller training set
 LOG_EVERY = 10  # steps
-SAVE_EVERY = 200  # steps; also after each epoch
 CLOSING = "accuracy ci95 loss n collapsed alarm".split()  # what summary.json says of dev
+SAVE_EVERY = 200  # steps; also after each epoch
 INITS = ("sample", "words", "eot")
 
 
@@ -270,10 +270,8 @@ def read_data(args):
     columns = args.text_column, args.label_column
     names = label_names(args.data, columns[1])
     args.num_labels = checks.label_count(args, names)
-    numbers = 0 if names else args.num_labels  # beside names a number would be a slip
-    train, dev = (
-        read_split(args.data, split, numbers, names, columns) for split in ("train", "dev")
-    )
+    N = 0 if names else args.num_labels  # beside names a number would be a slip
+    train, dev = (read_split(args.data, split, N, names, columns) for split in ("train", "dev"))
     held = dev
     if args.select_on == "hold-out":
         train, held = hold_out(train, min(HELD_OUT, len(train) // 10))

@@ -184,10 +184,16 @@ class Plain:
 
 def progress(items, unit, first=0):
     """items one by one, with a bar on a terminal, and a line a minute where there is none."""
-    last, hidden = time.monotonic(), rank_and_world()[0] > 0
-    total = first + len(items)
-    # disable=None: where stderr is no terminal.
-    bar = tqdm(items, unit=unit, initial=first, total=total, leave=False, disable=hidden or None)
+    last, total, hidden = time.monotonic(), first + len(items), rank_and_world()[0] > 0
+    bar = tqdm(
+        items,
+        unit=unit,
+        initial=first,
+        total=total,
+        leave=False,
+        position=0,  # one bar inside another takes its line
+        disable=hidden or None,  # None: where stderr is no terminal
+    )
     for done, item in enumerate(bar, first + 1):
         yield item
         if bar.disable and not hidden and time.monotonic() > last + 60:

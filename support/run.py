@@ -218,7 +218,7 @@ class RunFolder:
         if log.exists() and log.stat().st_nlink > 1:
             raise ValueError(f"{log} has another name, too; copy it, so that one is ours")
         self.metrics = open(log, "ab")
-        self.closing.callback(self.metrics.raw.close)  # each line was flushed, or failed
+        self.closing.callback(self.metrics.close)
 
     def names(self, prompts):
         """Our files but run.json: the checkpoint first, without which a run starts anew."""

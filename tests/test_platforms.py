@@ -108,3 +108,16 @@ def test_long_work_says_where_it_is(place, monkeypatch, capsys):
     assert re.search(r"^\d+ of 12 batches$", err, flags=re.M)
     monkeypatch.setattr(machine, "rank_and_world", lambda: (1, 2))
     assert [*machine.progress("abcdefgh", "batches")] == [*"abcdefgh"] and not capsys.readouterr().err
+
+
+def test_one_bar_inside_another_moves_no_cursor(monkeypatch):
+    """A terminal gets no control sequence from us: the inner bar takes the outer one's line, and gives it back."""
+    screen = io.StringIO()
+    screen.isatty = lambda: True
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setenv("COLUMNS", "80")
+    with machine.ending():
+        for _ in machine.progress(range(3), "steps"):
+            assert [*machine.progress("ab", "batches")] == ["a", "b"]
+    said = screen.getvalue()
+    assert "steps" in said and "batches" in said and "x1b" not in said and "\x1b" not in said and "\n" not in said

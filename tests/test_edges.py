@@ -105,9 +105,9 @@ def canvas(monkeypatch):
 
 # ---- what the project did not write stays as it is --------------------------------------------
 
-OURS = r"run\.json|summary\.json|metrics\.jsonl|checkpoint(/state\.safetensors)?|prompts(/p\d+-s\d+(/prompt\.safetensors)?)?"
+OURS = r"\.prompt-training\.tmp|run\.json|summary\.json|metrics\.jsonl|checkpoint(/state\.safetensors)?|prompts(/p\d+-s\d+(/prompt\.safetensors)?)?"
 PLACES = "run.json summary.json metrics.jsonl checkpoint checkpoint/state.safetensors prompts prompts/p2-s0".split()
-PLACES.append(PROMPT[4:])
+PLACES += [PROMPT[4:], ".prompt-training.tmp"]
 NAMES = PLACES + "thesis.txt notes.tmp .notes.0123456789abcdef.tmp o.tsv.tmp sub text-cache o.tsv o.svg".split()
 NAMES += "prompts/mine.txt prompts/p2-s0/notes.txt prompts/p3-s0 prompts/p3-s0/prompt.safetensors".split()
 FORCED = [*itertools.product(PLACES, ["link", "file", "hard", "fifo"])]

@@ -228,11 +228,8 @@ def save_best(run, trial, result, **more):
     recipe |= {"lr": trial.lr, "seed": trial.seed, "epoch": trial.best["epoch"]}
     about = {"labels": run.facts["labels"], "text_rule": TEXT_RULE, "recipe": recipe}
     about |= {"init": asked["init"], "init_ids": trial.init_ids}
-    about |= run.facts["base"] | {
-        "selected": trial.best["accuracy"],
-        "majority": result["majority"],
-    }
-    about |= {key: result[key] for key in ("accuracy", "n")} | more
+    about |= run.facts["base"] | {"selected": trial.best["accuracy"]} | more
+    about |= {key: result[key] for key in ("accuracy", "n", "majority")}
     run.check_base()  # that nobody has changed the model under way
     save_prompt(f"prompts/{trial.name}/prompt.safetensors", trial.kept, about, run.write)
 

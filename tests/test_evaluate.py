@@ -21,6 +21,7 @@ from checkpoints import TINY
 from test_model import pad
 
 import evaluate
+import report
 import train
 from data import LONGEST, TEXT_RULE, Tokenizer, read_split
 from evaluate import judge, probabilities, score, tally, wilson
@@ -565,7 +566,7 @@ def test_pictures(capsys, runs, tmp_path, monkeypatch):
     assert code == 2 and "pip install" in err and err.count("\n") == 1
 
 
-def test_nothing_is_written_over(capsys, desk, runs, tmp_path):
+def test_nothing_is_written_over(capsys, monkeypatch, desk, runs, tmp_path):
     pytest.importorskip("matplotlib")
     (tmp_path / "test.tsv").write_text("index\tsentence\n0\tx\n")
     plot, look = ["plot", *runs, "--out"], ["attention", desk.a, "x y", "--out"]
@@ -582,6 +583,9 @@ def test_nothing_is_written_over(capsys, desk, runs, tmp_path):
             code, out, err = ask(capsys, *argv, target)
             assert code == 2 and str(target) in err and not out, target
         assert other.read_text() == "a day's work\n" and own.read_bytes() == before and link.is_symlink()
+        with monkeypatch.context() as patch:  # somebody puts it there during the work
+            patch.setattr(report, "refuse_existing", lambda path: None)
+            assert ask(capsys, *argv, own)[0] == ask(capsys, *argv, link)[0] == 2 and own.read_bytes() == before
     assert not [*tmp_path.glob(".*")] and [*folder.iterdir()] == []
 
 

@@ -279,8 +279,11 @@ def test_kept_texts_change_no_bit(place, dtype, capsys, monkeypatch):
             room, again = (room - size, again) if size <= room else (room, again + 1)
         assert kept(memory, 3) == (reads - 14 + 2 * again, written)
         assert capsys.readouterr().out.count(said) == (again > 0)  # once, if at all
+    budgets = []
+    monkeypatch.setattr(train, "TextCache", lambda budget, gpt2: budgets.append(budget) or caching.TextCache(budget, gpt2))
     once = kept(0, 1)[0]
     assert kept(sum(each), 1)[0] == once and kept(sum(each), 2)[0] == kept(0, 2)[0] - 7  # in one epoch nothing is kept
+    assert budgets == [0, 0, "auto", "auto"]
 
 
 def test_best_only_ever_improves_and_patience_ends_it(place):

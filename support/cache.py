@@ -50,5 +50,7 @@ class TextCache:
             self.kept[key] = text
         elif not self.told:
             self.told = True
-            tqdm.write("memory does not hold all texts: the rest is read anew (see --cache-text)")
+            tqdm.write(
+                "keys and values of some texts are not kept: these are read anew (--cache-text)"
+            )
         return text

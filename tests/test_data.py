@@ -243,7 +243,7 @@ def test_what_is_kept_is_read_once(monkeypatch, capsys, checkpoint, room, world,
         for i, ids in enumerate(texts):
             assert torch.equal(cache.read([i, i + 10], ids), truth[i])
     assert len(read) == readings
-    assert ("memory does not hold all texts" in capsys.readouterr().out) == (0 < room // world < 3)
+    assert ("keys and values of some texts are not kept" in capsys.readouterr().out) == (0 < room // world < 3)
 
 
 # ---- downloads --------------------------------------------------------------------------------

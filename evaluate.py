@@ -122,7 +122,7 @@ def score(gpt2, prompts, examples, batch_size):
 def open_model(name, args, asked):
     """What prompts ride on: the frozen GPT-2, its tokenizer, and what identifies them.
 
-    name: of a checkpoint, and whether a person asked for it; args: device and dtype, as the flags.
+    name, asked: as in fetch.checkpoint_folder; args: device and dtype, as the flags.
     """
     torch.backends.cuda.enable_cudnn_sdp(False)  # it would make a plan for each length of texts
     folder = fetch.checkpoint_folder(name, asked)

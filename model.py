@@ -61,7 +61,7 @@ class Attention(nn.Module):
         self.c_proj = nn.Linear(C, C)
 
     def project(self, x):
-        """x (B, Q, C) -> queries, keys and values, each (B, H, Q, D)"""
+        """x (B, Q, C) -> queries, keys and values, each (B, H, Q, D): (3, B, H, Q, D)"""
         qkv = self.c_attn(x).unflatten(2, (3, self.n_head, -1))  # (B, Q, 3, H, D)
         return qkv.permute(2, 0, 3, 1, 4)
 
@@ -168,7 +168,7 @@ class GPT2(nn.Module):
         """
         (B, T), H = ids.shape, self.config.n_head
         x = self.wte(ids) + self.wpe.weight[:T]  # (B, T, C)
-        text = x.new_empty(len(self.h), 2, B, H, T, x.shape[2] // H)
+        text = x.new_empty(len(self.h), 2, B, H, T, x.shape[2] // H)  # (L, 2, B, H, T, D)
         for i, block in enumerate(self.h[:-1]):
             x, text[i] = block.read(x)
         # Nobody asks what the last block makes of the text: its keys and values are enough.

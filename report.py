@@ -29,13 +29,13 @@ def say(args, found, sentence):
     print(to_json(found) if args.json else sentence, flush=True)
 
 
-# ---- score ----------------------------------------------------------------------------------
-
-
 def refuse_existing(path):
     """Nothing is written over; this is said before the work."""
     if path and os.path.lexists(path):
         raise ValueError(f"{path} is there already; remove it, or name another file")
+
+
+# ---- score ----------------------------------------------------------------------------------
 
 
 def ensemble(args):
@@ -173,7 +173,6 @@ def write_table(args, rows):
 
 # Prompts that agree in these differ in the seed at most.
 SAME = "model data train prompt_tokens lr batch_size epochs select_on head_lr steps max_examples".split()
-SCORED = checks.FORM["scored"]["properties"]
 COLUMNS = "model data train prompt_tokens batch_size lr seeds epoch selected accuracy sd ci95"
 HEADER = "model,data,trained,tokens,batch,lr,seeds,epochs,selection,dev,sd,95 % interval"
 
@@ -185,7 +184,7 @@ def trained(runs):
     for path in itertools.chain(*(find_prompts(run, every=True) for run in runs)):
         about = load_prompt(path)[1]
         with damaged(path, "goes without its scores; train it anew, to the end"):
-            score = {key: json.loads(about[key]) for key in SCORED}
+            score = {key: json.loads(about[key]) for key in checks.FORM["scored"]["properties"]}
         row = checks.recipe_of(about["recipe"]) | score | {"model": about.get("base_model")}
         rows.append(checks.valid(path, row, "scored") | {"path": path})
     return rows
@@ -226,12 +225,13 @@ def with_baselines(rows):
 
 def table_row(line):
     """A line of `with_baselines` as cells."""
-    cells = dict(line)
     if "seeds" in line:  # else a baseline
-        cells["lr"] = str(line["lr"])
-        cells["epoch"] = f"{' '.join(map(str, line['epoch']))} of {line['epochs']}"
-        cells["ci95"] = f"{line['ci95'][0]:.3f} to {line['ci95'][1]:.3f}"
-    return [cells.get(name, "") for name in COLUMNS.split()]
+        line = line | {
+            "lr": str(line["lr"]),
+            "epoch": f"{' '.join(map(str, line['epoch']))} of {line['epochs']}",
+            "ci95": f"{line['ci95'][0]:.3f} to {line['ci95'][1]:.3f}",
+        }
+    return [line.get(name, "") for name in COLUMNS.split()]
 
 
 def table_verb(args):
@@ -269,13 +269,16 @@ def mcnemar(first, second):
 
 def compare(args, rows):
     """Print McNemar's test of two prompts, which both answer the split."""
-    first, second = rows
-    if first["data"] != second["data"] and not args.data:
-        return sys.stderr.write("no McNemar's test: trained on different data, and no --data\n")
-    right, paths = [], [str(row["path"]) for row in rows]
+    right, seen, paths = [], [], [str(row["path"]) for row in rows]
     for path in paths:
-        _, labels, (logits,) = Classifier([path], args).answer_split(args)
-        right.append(choose(logits) == truth_of(labels, logits.shape[1]))  # (n,)
+        texts, labels, (logits,) = Classifier([path], args).answer_split(args)
+        truth = truth_of(labels, logits.shape[1])  # (n,)
+        right.append(choose(logits) == truth)  # (n,)
+        seen.append((texts, truth.tolist()))
+    if seen[0] != seen[1]:
+        return sys.stderr.write(
+            "no McNemar's test: the two have different data; name one with --data\n"
+        )
     test = mcnemar(*right) | {"prompts": paths}
     sentence = (
         f"\nMcNemar's test, {test['n']} texts: {test['only_right'][0]} only the first gets right, "

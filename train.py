@@ -49,8 +49,9 @@ def parse_args(argv):
     args.model = fetch.absolute(args.model, fetch.OFFICIAL)
     args.data = fetch.absolute(args.data, fetch.NAMED)
     args.init = fetch.absolute(args.init, INITS)
-    named = f"runs/{Path(args.model).name}-{Path(args.data).name}"
-    args.out = Path(args.resume or args.out or named)
+    args.out = Path(
+        args.resume or args.out or f"runs/{Path(args.model).name}-{Path(args.data).name}"
+    )
     return args
 
 
@@ -80,6 +81,14 @@ class Trial:
         self.best, self.waited = result | {"epoch": epoch}, 0
         self.kept.load_state_dict(self.prompt.state_dict())
         return True
+
+    def stop(self, step):
+        """Its gradient is no longer finite: it leaves the race."""
+        self.broke = step
+        print(
+            f"{self.name} stopped: no finite gradient by step {step}; try a lower --lr",
+            file=sys.stderr,
+        )
 
     def state_dict(self):
         """All that changes in training, for --resume."""
@@ -193,11 +202,10 @@ def fit(args, total, gpt2, trials, train_set, held_set, run, read):
         # every ten steps and at an epoch's end: a line for each prompt, and farewell to what broke
         if logs:
             rows, speed = meter.read()
-            for trial, (loss, accuracy, health) in zip(active, rows):
+            for trial, (loss, accuracy, health) in zip(active, rows):  # see Meter.read
                 run.log(done, epoch, trial.name, "train", loss, accuracy, trial.lr * rate, speed)
                 if not math.isfinite(health):
-                    trial.broke, why = done, f"no finite gradient by step {done}; try a lower --lr"
-                    print(f"{trial.name} stopped: {why}", file=sys.stderr)
+                    trial.stop(done)
             active = [trial for trial in active if not trial.broke]
 
         # after an epoch: score, and keep what became better
@@ -277,8 +285,9 @@ def read_data(args):
         train = random.Random(0).sample(train, min(args.max_examples, len(train)))
     # A regression is scored by a threshold, which makes two classes of it.
     classes = max(args.num_labels, 2)
-    known = args.data in fetch.NAMED and classes == 2
-    return train, held, dev, names or (checks.KNOWN if known else [*map(str, range(classes))])
+    if args.data in fetch.NAMED and classes == 2:
+        names = checks.KNOWN
+    return train, held, dev, names or [*map(str, range(classes))]
 
 
 @machine.ending(patient=True)
@@ -291,7 +300,7 @@ def main(argv=None):
 
     # What prompts ride on and what they learn from.  Nothing is written before all of it is there.
     train, held, dev, names = read_data(args)
-    gpt2, tokenizer, base = open_model(args.model, args, asked=not args.resume)
+    gpt2, tokenizer, base = open_model(args.model, args, not args.resume)
     longest = max(args.prompt_tokens)
     positions = checks.room(longest, gpt2.config.n_positions, args.model)
     trials = start_trials(args, gpt2, tokenizer, names, base)

@@ -107,8 +107,8 @@ def label(value, num_labels, names=()):
         if abs(number) <= torch.finfo(torch.float32).max:
             return number
         raise ValueError(f"label {value!r:.40} is not a number of float32")
-    if str(value).strip() in names:
-        return names.index(str(value).strip())
+    if isinstance(value, str) and value.strip() in names:
+        return names.index(value.strip())
     if number in range(num_labels):
         return int(number)
     wanted = f"in 0 to {num_labels - 1} (--num-labels); numbers count from 0, or all are names"

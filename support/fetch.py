@@ -83,7 +83,7 @@ def base_of(name, folder):
     path = folder / "revision"
     revision = path.read_text(errors="replace")[:80] if path.exists() else ""
     paths = [*weight_files(folder), folder / "merges.txt", folder / "config.json"]
-    stats = [(s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in map(Path.stat, paths)]
+    stats = [(s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in map(Path.stat, paths)]
     hashed = hash_of(folder, *stats)
     return {"base_model": str(name), "base_revision": revision, "base_sha256": hashed}
 

@@ -46,9 +46,10 @@ def ours(folder, name):
 def write_file(path, data, replace=True, temporary=None):
     """Write bytes so that path holds all of them or what it held before: new file, sync, rename.
 
-    replace: whether what is there may go.  temporary: a name that nothing has yet.
+    replace: whether a regular file that is there may go.  temporary: a name that nothing has yet.
     """
-    path, place = Path(path), os.replace if replace else os.link  # link fails where something is
+    path = unlinked(Path(path))
+    place = os.replace if replace else os.link  # link fails where something is
     temporary = temporary or path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "xb") as file:

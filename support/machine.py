@@ -90,8 +90,8 @@ class Signals(threading.local, contextlib.ContextDecorator):
     def __enter__(self):
         self.noted, self.before = 0, {}
         if threading.current_thread() is threading.main_thread():
-            names = {"SIGINT", "SIGTERM", "SIGHUP"} & vars(signal).keys()
-            for number in [getattr(signal, name) for name in names]:
+            for name in {"SIGINT", "SIGTERM", "SIGHUP"} & vars(signal).keys():
+                number = getattr(signal, name)
                 if signal.getsignal(number) != signal.SIG_IGN:
                     self.before[number] = signal.signal(number, self.note)
 
@@ -125,7 +125,7 @@ def body_dtype(name, device):
         fast = torch.cuda.get_device_capability(device) >= (8, 0)
     else:
         cpuinfo = Path("/proc/cpuinfo")
-        flags = cpuinfo.read_text() if cpuinfo.exists() else ""
+        flags = cpuinfo.read_text() if device.type == "cpu" and cpuinfo.exists() else ""
         fast = "avx512_bf16" in flags or "amx_bf16" in flags
     return torch.bfloat16 if fast else torch.float32
 
@@ -218,8 +218,11 @@ def ending(patient=False):
         except (OSError, ValueError) as error:
             message, code = f"error: {sentence_of(error)}", 2
         except torch.OutOfMemoryError:
-            message = "too little memory; try a smaller --batch-size or, in training, --cache-text"
-            message, code = f"error: the device has {message}", 2
+            message = (
+                "error: the device has too little memory; try a smaller --batch-size or, in "
+                "training, --cache-text"
+            )
+            code = 2
         if message and (code == 2 or rank_and_world()[0] == 0):
             print(message, file=sys.stderr)
         try:

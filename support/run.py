@@ -143,7 +143,7 @@ class Meter:
         health is finite if all norms were.
         """
         all_reduce([self.sums])
-        rows = [*zip(*(self.sums[:3] / self.sums[3]).tolist())]
+        rows = zip(*(self.sums[:3] / self.sums[3]).tolist())
         now = time.perf_counter()
         speed = self.seen / (now - self.since) if self.seen else None
         self.sums, self.seen, self.since = 0.0, 0, now

@@ -214,6 +214,20 @@ def test_a_picture_is_never_written_over(here, kind):
     assert Path(f"one.{kind}").read_bytes() == before
 
 
+@pytest.mark.parametrize("kind", ["link", "fifo", "folder"])
+def test_a_prompt_is_saved_over_a_regular_file_alone(here, kind):
+    """From Python, too: a link could lead elsewhere."""
+    prompt, about = load_prompt(PROMPT)
+    make = {"link": lambda: os.symlink(PROMPT, "p"), "fifo": lambda: os.mkfifo("p"), "folder": lambda: os.mkdir("p")}
+    make[kind]()
+    before = entries(here)
+    with pytest.raises(ValueError, match="p is a link or of another kind"):
+        save_prompt("p", prompt, about)
+    assert entries(here) == before
+    save_prompt("q", prompt, about)
+    save_prompt("q", prompt, about)
+
+
 # ---- one writer -------------------------------------------------------------------------------
 
 

@@ -553,6 +553,17 @@ def test_two_prompts_are_compared_on_the_split_that_both_answer(capsys, desk, tm
     other = changed(tmp_path, desk.a, recipe=load_prompt(desk.a)[1]["recipe"] | {"data": str(desk.e)})
     code, out, err = ask(capsys, "table", other, desk.a)
     assert code == 0 and "different data" in err and "--data" in err and out and "McNemar" not in out  # the table is there
+    for name in ("dev", "train"):  # the same file, but other texts of it, or other labels
+        (tmp_path / f"{name}.csv").write_text("sentence,plot,label,stars\nfine,dull,0,1\nawful,grand,1,1\n")
+    recipe = load_prompt(desk.a)[1]["recipe"] | {"data": str(tmp_path)}
+    for number, columns in enumerate(({"text_column": "plot"}, {"label_column": "stars"}, {}, {})):
+        shutil.copy(changed(tmp_path, desk.a, recipe=recipe | columns), tmp_path / f"{number}.safetensors")
+    for second, differ in ((0, True), (1, True), (3, False)):
+        code, out, err = ask(capsys, "table", tmp_path / "2.safetensors", tmp_path / f"{second}.safetensors")
+        assert code == 0 and ("different data" in err) == differ and ("McNemar" in out) != differ
+    lost = changed(tmp_path, desk.a, recipe={key: value for key, value in recipe.items() if key != "data"})
+    code, _, err = ask(capsys, "table", lost, desk.a)
+    assert code == 2 and "should hold one of dev.tsv" in err and "Traceback" not in err
 
 
 def test_pictures(capsys, runs, tmp_path, monkeypatch):

@@ -36,6 +36,14 @@ def test_what_other_systems_lack_is_not_needed(place, monkeypatch, capsys):
     assert ask(capsys, evaluate, "score", "run")[0] == 0
 
 
+def test_flags_of_the_cpu_say_nothing_of_another_device(monkeypatch, request):
+    if request.config.getoption("--body-dtype"):
+        pytest.skip("--body-dtype is the answer")
+    monkeypatch.setattr(Path, "read_text", lambda self: "avx512_bf16 amx_bf16")
+    found = {kind: machine.body_dtype("auto", torch.device(kind)) for kind in ("cpu", "xpu", "mps")}
+    assert found["xpu"] == found["mps"] == torch.float32
+
+
 def test_fused_adamw_where_there_is_one_and_a_group_a_rate():
     """torch has fused kernels for CPUs and CUDA; elsewhere its own default does."""
     for device, fused in (("cpu", True), ("meta", False)):

@@ -152,7 +152,7 @@ def label_names(data, column=None):
 def hold_out(examples, size, seed=0):
     """Split (text, label) pairs into (train, held out) so that no phrase stands on both sides.
 
-    SST-2's training rows are phrases of one another: of 1,000 random ones 876 stand inside another
+    SST-2's training rows are phrases of one another: of 1,000 random ones 900 stand inside another
     row, and a score on them says nothing.  So `size` texts are drawn from those contained in no
     other, and whatever is contained in one of the drawn is dropped from training.  Containment is
     by whole words.

@@ -66,7 +66,7 @@ def score_verb(args):
     if paths[1:]:
         print_table(["prompt", "alone"], zip(paths, result["alone"]))
     print(
-        f"{who} on {args.data or classifier.metadata['recipe']['data']} {args.split}: accuracy "
+        f"{who} on {args.data or classifier.metadata['recipe'].get('data')} {args.split}: accuracy "
         f"{result['accuracy']:.4f} of {result['n']} texts, 95 % interval "
         f"{result['ci95'][0]:.3f} to {result['ci95'][1]:.3f}, "
         f"loss {result['loss']:.4f}, majority baseline {result['majority']:.4f}"

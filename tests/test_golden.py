@@ -198,6 +198,17 @@ def test_porting_md_knows_all_that_the_judge_says_and_judges():
         assert name.startswith("weights.") or any(form in text for form in forms), name
 
 
+def test_porting_md_has_the_tolerances_of_the_file():
+    table = PORTING.split("| allowed | tensors |")[1].split("\n\n")[0]
+    told = {}
+    for numbers, names in re.findall(r"^\| ([\d., ]+) \| (.*) \|$", table, flags=re.M):
+        numbers, names = numbers.split(", "), re.findall("`([^`]+)`", names)
+        told |= dict(zip(names, map(float, numbers * len(names) if len(numbers) == 1 else numbers)))
+    with golden.open_safetensors(golden.GOLDEN) as file:
+        allowed = json.loads(file.metadata()["tolerances"])
+    assert allowed == golden.tolerances(GIVEN) and told == {name: value for name, value in allowed.items() if value}
+
+
 def verdict(capsys, path, *flags):
     with pytest.raises(SystemExit) as exit:
         golden.main(["compare", str(path), *flags])

@@ -43,8 +43,6 @@ def test_it_passes_wholly(port, tmp_path, capsys):
     assert f"compare {tmp_path / 'its.npz'}" in capsys.readouterr().out
     judge = golden.Judge(golden.read_tensors(tmp_path / "its.npz"))
     assert judge.wrong == [] and {*judge.given} == {name for name in judge.golden if not golden.is_given(name)}
-    for name in judge.given:
-        assert judge.error(name) <= golden.tolerance(name) / 5, name
 
 
 def test_it_answers_as_this_project_does(port, reviews):

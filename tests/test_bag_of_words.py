@@ -1,4 +1,4 @@
-"""tests/bag_of_words.py against the plain definition."""
+"""bench/bag_of_words.py against the plain definition."""
 
 import math
 

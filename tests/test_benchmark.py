@@ -1,4 +1,4 @@
-"""tests/benchmark.py runs and compares like with like.  Nothing here looks at a clock."""
+"""bench/benchmark.py runs and compares like with like.  Nothing here looks at a clock."""
 
 import json
 import statistics

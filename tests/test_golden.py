@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 from golden import Judge
-from pitfalls import READING, STEP, TEXTS, WAY_BACK, ask, steps
+from mistakes import READING, STEP, TEXTS, WAY_BACK, ask, steps
 from safetensors.torch import save_file
 
 from model import TRANSPOSED, Prompt, classify, load_gpt2, losses
 from train import learning_rate, train_step
 
 GIVEN = golden.read_golden()
-PORTING = (golden.ROOT / "docs" / "porting.md").read_text(encoding="utf-8")
+PORTING = (golden.ROOT / "porting" / "porting.md").read_text(encoding="utf-8")
 
 
 def test_it_is_written_the_same_to_the_byte():

@@ -16,7 +16,7 @@ from data import Tokenizer, read_split
 from evaluate import answers
 from model import load_gpt2, load_prompt
 
-PORTS = Path(__file__).parent / "ports"
+PORTS = Path(__file__).parent.parent / "porting" / "ports"
 sys.path.insert(0, str(PORTS))
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # JAX compiles longer than it computes here
 

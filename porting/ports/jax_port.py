@@ -1,10 +1,10 @@
 """Prompt training on GPT-2 in JAX: jit and grad, shapes that never change.
 
-    python tests/ports/jax_port.py             label reviews/dev.tsv with the bundled model and prompt
-    python tests/ports/jax_port.py mine.npz    do the task of tests/golden.safetensors, write all that it makes;
-                                               then ask: python tests/golden.py compare mine.npz
+    python porting/ports/jax_port.py             label reviews/dev.tsv with the bundled model and prompt
+    python porting/ports/jax_port.py mine.npz    do the task of porting/golden.safetensors, write all that it makes;
+                                               then ask: python porting/golden.py compare mine.npz
 
-Float32, from docs/porting.md alone.  What JAX asks for: a prompt is found by index, at lengths + 0..P-1, never by a slice
+Float32, from porting/porting.md alone.  What JAX asks for: a prompt is found by index, at lengths + 0..P-1, never by a slice
 whose size depends on a text; the sizes of a pack are those of its arrays, so a pack compiles once for each (B, T); and
 freezing is an argument that `grad` is not asked about.  Letters: B texts of T padded tokens, K prompts of P vectors,
 S = sum of P, Q = T or S, C channels, H heads, D = C/H, N labels.

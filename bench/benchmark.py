@@ -1,9 +1,9 @@
 """How fast training is, beside the peers, in one process and one run.
 
-    python tests/benchmark.py                         gpt2 geometry, reviews, some twenty minutes on two cores
-    python tests/benchmark.py --data FOLDER           the batches of another data set, such as SST-2's
-    python tests/benchmark.py --text-tokens 256 --prompt-tokens 5
-    python tests/benchmark.py --device cuda --size gpt2-large
+    python bench/benchmark.py                         gpt2 geometry, reviews, some twenty minutes on two cores
+    python bench/benchmark.py --data FOLDER           the batches of another data set, such as SST-2's
+    python bench/benchmark.py --text-tokens 256 --prompt-tokens 5
+    python bench/benchmark.py --device cuda --size gpt2-large
 
 Weights are random, so nothing is downloaded.  Every contender trains a prompt of the same length and a head; rounds are
 interleaved, so that a slow moment of a shared machine hits all of them; medians of the time per text, and ratios of

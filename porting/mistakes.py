@@ -1,6 +1,6 @@
 """The method once more, in float64 and in parts, so that one part at a time can be got wrong.
 
-`steps` is docs/porting.md in code: it shows what the oracle throws away, for tests/golden.py to write down.  Every part
+`steps` is porting.md in code: it shows what the oracle throws away, for golden.py to write down.  Every part
 that a port is known to get wrong is a small function of its own, and the lists at the end have the wrong ones, each with
 the sentence that tells a person.  To judge a port, the method is run with one wrong part after the other: the mistake is
 the one that gives the port's own numbers.

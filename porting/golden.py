@@ -1,15 +1,15 @@
 """What a port has to compute, written down, and the judge of what it computed.
 
-    python tests/golden.py compare FILE      judge a port: FILE is its .safetensors, .npz or .json
-    python tests/golden.py write             make golden.safetensors again, the same to the byte
+    python porting/golden.py compare FILE      judge a port: FILE is its .safetensors, .npz or .json
+    python porting/golden.py write             make golden.safetensors again, the same to the byte
 
 A port reads its task from golden.safetensors (`weights.*`, `ids`, `lengths`, `labels`, `prompt.*`, `half`) and writes
-what it makes of it under the names that docs/porting.md gives, any part of them.  The judge prints each tensor's distance
+what it makes of it under the names that porting/porting.md gives, any part of them.  The judge prints each tensor's distance
 in the order of computation, so the first DIFF is where the mistake is, looks for a mistake that explains it, and says
 what else it sees.  Exit code 0: all given tensors agree; 1: one does not; 2: there was nothing to judge.
 
 The truth is that of oracle.py in float64: its logits, its gradients, its training curve.  The tensors on the way, which
-it does not show, come from pitfalls.py, whose logits and gradients have to be the oracle's.  Stored are float32.
+it does not show, come from mistakes.py, whose logits and gradients have to be the oracle's.  Stored are float32.
 """
 
 import argparse
@@ -24,12 +24,12 @@ from itertools import chain, permutations
 from pathlib import Path
 from types import SimpleNamespace
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path[1:1] = [str(Path(__file__).parent.parent), str(Path(__file__).parent.parent / "tests")]
 
 import numpy as np
 import oracle
 import torch
-from pitfalls import READING, STEP, TEXTS, WAY_BACK, ask, steps
+from mistakes import READING, STEP, TEXTS, WAY_BACK, ask, steps
 
 from data import Tokenizer
 from model import load_prompt
@@ -201,7 +201,7 @@ def draw(T=T, positions=POSITIONS, lengths=LENGTHS, former=False):
 
 
 def case_of(tensors):
-    """The task in float64, as pitfalls.py takes it"""
+    """The task in float64, as mistakes.py takes it"""
     weights = {name[8:]: tensor.double() for name, tensor in tensors.items() if name.startswith("weights.")}
     prompts = [tuple(tensors[f"prompt.{k}.{name}"].double() for name in ("vectors", "head")) for k in range(K)]
     return SimpleNamespace(weights=weights, n_layer=L, n_head=H, eps=EPS, prompts=prompts, recipe=RECIPE,
@@ -232,7 +232,7 @@ def truth(case):
         return torch.stack([torch.stack(logits) for logits in one])
 
     def same(name, quick, slow):
-        assert (quick.double() - slow.double()).abs().max() < 1e-10, f"pitfalls.py and oracle.py differ in {name}"
+        assert (quick.double() - slow.double()).abs().max() < 1e-10, f"mistakes.py and oracle.py differ in {name}"
         return slow
 
     bundled = bundled_case()
@@ -272,7 +272,7 @@ def golden_bytes():
                 "texts": TOKENS}  # fmt: skip
     metadata["tolerances"] = tolerances(tensors)
     metadata = {name: json.dumps(value) for name, value in (metadata | {"order": [*tensors]}).items()}
-    metadata |= {"format": FORMAT, "made_by": "python tests/golden.py write"}
+    metadata |= {"format": FORMAT, "made_by": "python porting/golden.py write"}
     return safetensors_bytes({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
 
 

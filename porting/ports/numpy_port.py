@@ -1,10 +1,10 @@
 """Prompt training on GPT-2 in NumPy: the forward pass, the backward pass by hand, and AdamW.
 
-    python tests/ports/numpy_port.py             label reviews/dev.tsv with the bundled model and prompt
-    python tests/ports/numpy_port.py mine.npz    do the task of tests/golden.safetensors, write all that it makes;
-                                                 then ask: python tests/golden.py compare mine.npz
+    python porting/ports/numpy_port.py             label reviews/dev.tsv with the bundled model and prompt
+    python porting/ports/numpy_port.py mine.npz    do the task of porting/golden.safetensors, write all that it makes;
+                                                 then ask: python porting/golden.py compare mine.npz
 
-Float32, from docs/porting.md alone; model.py has no part in it.  Letters: B texts of T padded tokens, K prompts of P
+Float32, from porting/porting.md alone; model.py has no part in it.  Letters: B texts of T padded tokens, K prompts of P
 vectors, S = sum of P, Q = T or S, C channels, H heads, D = C/H, N labels.
 """
 

@@ -1,8 +1,8 @@
 """How far do words alone go?  A tf-idf logistic regression, the baseline that reads no order.
 
-    python tests/bag_of_words.py                  reviews
-    python tests/bag_of_words.py --data sst2
-    python tests/bag_of_words.py --data FOLDER --n-grams 2
+    python bench/bag_of_words.py                  reviews
+    python bench/bag_of_words.py --data sst2
+    python bench/bag_of_words.py --data FOLDER --n-grams 2
 
 Letters: n texts, V words of the training texts, M entries that are not zero.
 """

@@ -1,7 +1,7 @@
 """The prompt before the text (PEFT's prompt tuning) beside the prompt after it (this project), on equal terms.
 
     pip install -e '.[bench]'
-    python tests/coming_from_peft.py               some twelve minutes on one core
+    python bench/coming_from_peft.py               some twelve minutes on one core
 
 Equal are the model, the texts, the batches, 10 virtual tokens that begin as random tokens, epochs, AdamW without weight
 decay, the learning rates and their warm-up, clipping, the choice of the epoch on held-out texts, float32, no dropout, and

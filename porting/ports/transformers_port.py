@@ -1,6 +1,6 @@
 """A prompt trained here, in Hugging Face transformers.
 
-    python tests/ports/transformers_port.py [PROMPT.safetensors [MODEL_FOLDER]]      label reviews/dev.tsv
+    python porting/ports/transformers_port.py [PROMPT.safetensors [MODEL_FOLDER]]      label reviews/dev.tsv
 
 Three traps.  Padding: pads come after the prompt, not between text and prompt; here each row is text, prompt, pads, so the
 positions that GPT2Model counts by itself are right.  (With pads on the left, give position_ids as well.)  Pooling: the

@@ -25,7 +25,7 @@ def load(path):
 
 def read_task():
     """The golden file's task: weights, config, prompts, recipe, sentences, texts, ids, lengths, labels, half"""
-    given, metadata = load(ROOT / "tests" / "golden.safetensors")
+    given, metadata = load(ROOT / "porting" / "golden.safetensors")
     asked = {name: json.loads(metadata[name]) for name in ("config", "recipe", "sentences", "texts")}
     asked |= {name: given[name] for name in ("ids", "lengths", "labels", "half")}
     weights = {name.removeprefix("weights."): t for name, t in given.items() if name.startswith("weights.")}
@@ -77,7 +77,7 @@ def main(argv, do_task, answer):
     """FILE.npz: do the task and write it.  Nothing: label reviews/dev.tsv."""
     if argv:
         np.savez(argv[0], **do_task())
-        return print(f"now ask: python tests/golden.py compare {argv[0]}")
+        return print(f"now ask: python porting/golden.py compare {argv[0]}")
     rows = [line.split("\t") for line in (ROOT / "reviews" / "dev.tsv").read_text(encoding="utf-8").splitlines()[1:]]
     answers = label([text for text, _ in rows], answer)
     right = sum(logits.argmax() == int(truth) for (_, logits), (_, truth) in zip(answers, rows))

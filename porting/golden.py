@@ -8,8 +8,8 @@ what it makes of it under the names that porting/porting.md gives, any part of t
 in the order of computation, so the first DIFF is where the mistake is, looks for a mistake that explains it, and says
 what else it sees.  Exit code 0: all given tensors agree; 1: one does not; 2: there was nothing to judge.
 
-The truth is that of oracle.py in float64: its logits, its gradients, its training curve.  The tensors on the way, which
-it does not show, come from mistakes.py, whose logits and gradients have to be the oracle's.  Stored are float32.
+The truth is that of minimal.py in float64: its logits, its gradients, its training curve.  The tensors on the way, which
+it does not show, come from mistakes.py, whose logits and gradients have to be the same.  Stored are float32.
 """
 
 import argparse
@@ -24,14 +24,14 @@ from itertools import chain, permutations
 from pathlib import Path
 from types import SimpleNamespace
 
-sys.path[1:1] = [str(Path(__file__).parent.parent), str(Path(__file__).parent.parent / "tests")]
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
-import oracle
 import torch
 from mistakes import READING, STEP, TEXTS, WAY_BACK, ask, steps
 
 from data import Tokenizer
+from minimal import logits_of
 from model import load_prompt
 from support.fetch import ROOT
 from support.files import open_safetensors, safetensors_bytes, write_file
@@ -225,14 +225,16 @@ def bundled_case(dtype=torch.float64):
 
 
 def truth(case):
-    """{name: tensor} of the answer to the task: the oracle's, or from a pass that has the oracle's logits"""
+    """{name: tensor} of the answer to the task: minimal.py's, or from a pass that has its logits"""
 
     def slowly(prompts, case, texts):  # (K, B, N), with gradient
-        one = [[oracle.logits(case.weights, case.n_head, case.eps, ids, *pair) for ids in texts] for pair in prompts]
+        config = {"n_layer": case.n_layer, "n_head": case.n_head, "layer_norm_epsilon": case.eps,
+                  "n_positions": len(case.weights["wpe.weight"])}  # fmt: skip
+        one = [[logits_of(ids, *pair, case.weights, config) for ids in texts] for pair in prompts]
         return torch.stack([torch.stack(logits) for logits in one])
 
     def same(name, quick, slow):
-        assert (quick.double() - slow.double()).abs().max() < 1e-10, f"mistakes.py and oracle.py differ in {name}"
+        assert (quick.double() - slow.double()).abs().max() < 1e-10, f"mistakes.py and minimal.py differ in {name}"
         return slow
 
     bundled = bundled_case()
@@ -241,9 +243,9 @@ def truth(case):
         slow = slowly(bundled.prompts, bundled, [made[f"real.{i}.ids"].tolist()])[0, 0]
         made[f"real.{i}.logits"] = same("real", made[f"real.{i}.logits"], slow)
     texts = [row[:length].tolist() for row, length in zip(case.ids, case.lengths)]
-    by_oracle = dict(steps(case, respond_to=lambda prompts: {"logits": slowly(prompts, case, texts)}))
-    by_oracle["logits"] = slowly(case.prompts, case, texts)
-    small = {name: same(name, quick, by_oracle.get(name, quick)) for name, quick in steps(case)}
+    by_minimal = dict(steps(case, respond_to=lambda prompts: {"logits": slowly(prompts, case, texts)}))
+    by_minimal["logits"] = slowly(case.prompts, case, texts)
+    small = {name: same(name, quick, by_minimal.get(name, quick)) for name, quick in steps(case)}
     small["curve"] = torch.stack([small.pop(f"curve[{t}]") for t in range(RECIPE["steps"])])  # (steps, K)
     order = lambda name: (LEVELS.index(group(name)[2]), name.startswith("after."))
     return {name: tensor for name, tensor in sorted((small | made).items(), key=lambda item: order(item[0]))}

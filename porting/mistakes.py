@@ -1,6 +1,6 @@
 """The method once more, in float64 and in parts, so that one part at a time can be got wrong.
 
-`steps` is porting.md in code: it shows what the oracle throws away, for golden.py to write down.  Every part
+`steps` is porting.md in code: it shows what minimal.py throws away, for golden.py to write down.  Every part
 that a port is known to get wrong is a small function of its own, and the lists at the end have the wrong ones, each with
 the sentence that tells a person.  To judge a port, the method is run with one wrong part after the other: the mistake is
 the one that gives the port's own numbers.
@@ -14,21 +14,25 @@ from functools import lru_cache, partial
 from itertools import accumulate, permutations
 from types import SimpleNamespace
 
-import oracle
 import regex
 import tiktoken
 import torch
 import torch.nn.functional as F
 
 from data import Tokenizer, clean
+from minimal import gelu, layer_norm
 
 # ---- the parts, right -------------------------------------------------------------------------
 
 
 stay = lambda x, *_: x
-norm = lambda x, gain, bias, eps: oracle.layer_norm(x.flatten(0, 1), gain, bias, eps).view_as(x)
 measure = lambda grads: torch.stack([sum(g.square().sum() for g in pair).sqrt() for pair in grads])
 rate = lambda t, warm, total: t / warm if t <= warm else (total - t + 1) / (total - warm + 1)
+
+
+def norm(x, gain, bias, eps):
+    rows = x.flatten(0, 1)  # (B * Q, C)
+    return layer_norm(rows, {"ln.weight": gain, "ln.bias": bias}, "ln", eps).view_as(x)
 
 
 def prompt_mask(seen, T, P, start, S):
@@ -67,7 +71,7 @@ RIGHT = dict(
     score=lambda q, k, scale: q @ k.mT * scale,  # (B, H, Q, T+Q)
     text_mask=lambda T: torch.ones(T, T).tril().bool(),  # true where a query (row) may look
     softmax=lambda scores, mask: scores.masked_fill(~mask, -math.inf).softmax(3),
-    gelu=oracle.gelu,
+    gelu=gelu,
     add_attn=lambda x, y: x + y,  # (B, Q, C) and what attention made of it
     between=lambda before, after: after,  # what ln_2 reads, of the stream before attention and after it
     add_mlp=lambda x, y: x + y,

@@ -1,4 +1,4 @@
-"""model.py against the oracle, against Hugging Face, and against itself in another arrangement."""
+"""model.py against minimal.py, against Hugging Face, and against itself in another arrangement."""
 
 import errno
 import json
@@ -8,14 +8,15 @@ import shutil
 import subprocess
 import sys
 
-import oracle
 import pytest
 import torch
 from checkpoints import TINY, mask_buffers, random_weights, sizes, write_checkpoint, write_shards
 from safetensors.torch import load_file, save_file
 
 import evaluate
+import story
 from data import Tokenizer
+from minimal import logits_of
 from model import GPT2Config, Prompt, choose, classify, load_gpt2, load_prompt, losses, prompt_mask, save_prompt
 from support.files import weight_files
 from train import train_step
@@ -48,20 +49,18 @@ def pad(texts, T=None, pad_id=0):
     return ids, lengths
 
 
-def oracle_logits(weights, config, texts, prompts):
-    """(K, B, N) by the oracle, with gradient"""
+def minimal_logits(weights, config, texts, prompts):
+    """(K, B, N) by minimal.py, with gradient"""
     weights = {name: tensor.double() for name, tensor in weights.items()}
-    H, eps = config["n_head"], config["layer_norm_epsilon"]
-    return torch.stack([
-        torch.stack([oracle.logits(weights, H, eps, ids, p.vectors, p.head) for ids in texts]) for p in prompts
-    ])  # fmt: skip
+    each = [[logits_of(ids, p.vectors, p.head, weights, config) for ids in texts] for p in prompts]
+    return torch.stack([torch.stack(logits) for logits in each])
 
 
-def test_equals_the_oracle(checkpoint):
+def test_equals_minimal_py(checkpoint):
     """Logits, and the gradients of every prompt and head, to 1e-12."""
     folder, config, weights = checkpoint
     gpt2, prompts = load_gpt2(folder, torch.float64), make_prompts()
-    ours, truth = classify(gpt2, prompts, *pad(TEXTS)), oracle_logits(weights, config, TEXTS, prompts)
+    ours, truth = classify(gpt2, prompts, *pad(TEXTS)), minimal_logits(weights, config, TEXTS, prompts)
     assert ours.shape == (4, 3, 2) and truth.std() > 0.5
     assert (ours - truth).abs().max() < 1e-12
     parameters = [tensor for p in prompts for tensor in (p.vectors, p.head)]
@@ -76,7 +75,7 @@ def test_a_text_without_room_is_cut_for_each_prompt_alone(checkpoint):
     folder, config, weights = checkpoint
     gpt2, prompts, texts = load_gpt2(folder, torch.float64), make_prompts(), [list(range(40, 64)), [3]]
     ours = classify(gpt2, prompts, *pad(texts))  # 24 positions: the texts are cut to 23, 22, 21, 19
-    assert (ours - oracle_logits(weights, config, texts, prompts)).abs().max() < 1e-12
+    assert (ours - minimal_logits(weights, config, texts, prompts)).abs().max() < 1e-12
 
 
 def test_pads_pad_ids_and_neighbours_do_not_matter(checkpoint):
@@ -158,7 +157,7 @@ def test_one_column_is_a_regression():
     assert losses(logits, torch.tensor([0.0, 1.0, 1.0])).tolist() == pytest.approx(truth)
 
 
-# ---- the story that the oracle tells --------------------------------------------------------------
+# ---- the story of a text --------------------------------------------------------------------------
 
 
 REVIEWS = TINY / "prompts" / "reviews-p10" / "prompt.safetensors"
@@ -177,7 +176,7 @@ def answer():
 
 def test_the_story_ends_as_predict_does(capsys):
     """To the digits shown, on one screen."""
-    told = subprocess.run([sys.executable, "tests/oracle.py", "great fun"], cwd=TINY.parent.parent, capture_output=True, text=True, check=True)
+    told = subprocess.run([sys.executable, "porting/story.py", "great fun"], cwd=TINY.parent.parent, capture_output=True, text=True, check=True)
     lines = told.stdout.splitlines()
     assert len(lines) <= 40 and max(map(len, lines)) <= 100
     evaluate.main(["predict", str(REVIEWS), "great fun", "--json", "--dtype", "float32", "--device", "cpu"])
@@ -215,14 +214,14 @@ def test_one_changed_thing_changes_the_story(tmp_path, capsys, answer, name, cha
         lines = (tmp_path / name).read_text("utf-8").split("\n")
         lines[240], lines[241] = lines[241], lines[240]  # "reat", of id 496, is made in the latter
         (tmp_path / name).write_text("\n".join(lines), "utf-8")
-    oracle.story("great fun", tmp_path, tmp_path / "prompt.safetensors")
+    story.tell("great fun", tmp_path, tmp_path / "prompt.safetensors")
     assert ((logits_in(capsys.readouterr().out) - answer).abs().max() > 1e-4) == bool(name)
 
 
 @pytest.mark.parametrize("text", ["it's 1999 , they'LL SAY", " naïve 電影 🎬 ²Ⅷ\u00ad\u00a0. ", "a\n\n  b\t c_d--", "<|endoftext|>", "x " * 300])
 def test_the_story_has_the_tokens_of_the_tokenizer(capsys, monkeypatch, text):
     monkeypatch.chdir(TINY.parent.parent)
-    oracle.story(text)
+    story.tell(text)
     ids = re.findall(r" \(id (\d+)\)", capsys.readouterr().out.splitlines()[0])
     assert list(map(int, ids)) == Tokenizer(TINY / "merges.txt").encode(text.strip())[:118]
 

@@ -326,6 +326,14 @@ def row(tensors, name):
     return tensor[int(t[:-1])] if tensor.dim() == 2 and int(t[:-1]) < len(tensor) else None
 
 
+def as_stored(theirs, ours):
+    """A port's tensor in float64, rounded to what `ours` has room for
+
+    In JSON a float32 stands with as many digits as tell it from its neighbours, which as a float64 is another number.
+    """
+    return theirs.to(ours.dtype).double() if ours.is_floating_point() else theirs
+
+
 class Judge:
     """What differs between a port's tensors and the golden ones, and why.
 
@@ -334,7 +342,7 @@ class Judge:
 
     def __init__(self, theirs, only=None, allowed=0.0):
         self.golden, self.allowed = read_golden(), allowed
-        self.theirs = {name: x for name, x in theirs.items() if name in self.golden and (
+        self.theirs = {name: as_stored(x, self.golden[name]) for name, x in theirs.items() if name in self.golden and (
             not only or group(name)[2] in (only, "task"))}  # fmt: skip
         self.errors, self.given = {}, [name for name in self.golden if name in self.theirs]
         self.wrong = [name for name in self.given if not self.agrees(name)]

@@ -36,7 +36,7 @@ def show_positions(ids, P, bpe):
 
 def show_gradients(loss_of_label, vectors, head):
     print(
-        "\nlabel, its loss, the norm of the gradient on: head, prompt, each of the prompt's vectors"
+        "\nlabel, loss, the norm of the gradient on: head, prompt, each of the prompt's vectors"
     )
     for label, loss in enumerate(loss_of_label):
         of_vectors, of_head = torch.autograd.grad(loss, (vectors, head), retain_graph=True)

@@ -242,6 +242,39 @@ def test_levels_json_and_float16(tmp_path, capsys):
     assert verdict(capsys, tmp_path / "ids.json", "--tolerance", "9")[0] == 1
 
 
+def printed(form):
+    """All tensors of the file as a port may write them in JSON; form: how a number is printed"""
+    return {name: json.loads(re.sub(r"[-+.e\d]+", lambda found: form(float(found[0])), json.dumps(tensor.tolist())))
+            for name, tensor in GIVEN.items() if tensor.is_floating_point()}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", [lambda x: f"{x:.9g}", lambda x: str(np.float32(x)), lambda x: repr(x)])
+def test_float32_in_json_may_have_no_more_digits_than_it_needs(tmp_path, capsys, form):
+    """As C, Rust, Go and JavaScript print it; a number that is one float32 off is another number"""
+    made = printed(form) | {"pack.mask": GIVEN["pack.mask"].tolist(), "ids": GIVEN["ids"].tolist()}
+    (tmp_path / "made.json").write_text(json.dumps(made))
+    code, out, _ = verdict(capsys, tmp_path / "made.json")
+    assert code == 0 and "DIFF" not in out
+    for name, i in (("half.float32", 8), ("weights.ln_f.bias", 3)):
+        other = GIVEN[name].tolist()
+        other[i] = np.nextafter(np.float32(other[i]), np.float32(9)).item()
+        (tmp_path / "other.json").write_text(json.dumps(made | {name: other}))
+        code, out, _ = verdict(capsys, tmp_path / "other.json")
+        assert code == 1 and re.search(rf"^{name} .*DIFF  <- the first$", out, flags=re.M)
+
+
+def test_too_few_digits_are_a_difference(tmp_path, capsys):
+    (tmp_path / "made.json").write_text(json.dumps(printed(lambda x: f"{x:.6g}")))
+    code, out, _ = verdict(capsys, tmp_path / "made.json")
+    assert code == 1 and re.search("^half.float32 .*DIFF", out, flags=re.M)
+
+
+def test_a_mask_may_be_numbers_or_booleans(tmp_path, capsys):
+    for mask in (GIVEN["pack.mask"].tolist(), GIVEN["pack.mask"].int().tolist(), GIVEN["pack.mask"].double().tolist()):
+        (tmp_path / "made.json").write_text(json.dumps({"pack.mask": mask}))
+        assert verdict(capsys, tmp_path / "made.json")[0] == 0
+
+
 def test_answers_to_the_former_format_are_known():
     case = golden.case_of(golden.draw(7, 24, (7, 1, 4), former=True))
     made = {name: tensor.detach().double() for name, tensor in steps(case)}

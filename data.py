@@ -1,67 +1,19 @@
-"""Texts: from a file to batches of token ids.
+"""Texts: from labelled texts to batches of token ids.
 
-Tokenizer, clean, read_split, label_names, hold_out, encode, collate, batches, in the order in which
-a text meets them.  Whatever is wrong with a file ends in a ValueError or OSError whose one sentence
-names it.
+clean, hold_out, encode, collate, batches, in the order in which a text meets them.  The texts come
+from support/dataset.py, the tokenizer from the base model's files.
 """
 
 import random
 import sys
 
-import tiktoken
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from support import checks, fetch, files
+from support.phrases import Phrases, as_written, words_of
+from support.terminal import say
 
-# ---- tokenizer ------------------------------------------------------------------------------
-
-
-class Tokenizer:
-    """GPT-2's byte-level BPE.  merges.txt is all it takes: the order of the merges gives the ids.
-
-    Ids 0 to 255 are the bytes in GPT-2's order, then one id a merge, then <|endoftext|>.
-    """
-
-    # Contractions; words, numbers and signs, each with the space before it; the other white space.
-    PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-
-    def __init__(self, path, rows=2**24):
-        """path: a merges.txt; ValueError, naming the line, when it is not one.
-
-        rows: of the table of vectors, which no token may go beyond.
-        """
-        # The file spells every byte as a visible character: bytes that are one in Latin-1 stand for
-        # themselves and come first, the others are numbered from 256 on.
-        visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
-        order = visible + [byte for byte in range(256) if byte not in visible]
-        spelled = [*visible, *range(256, 512)]  # more than enough
-        byte_of = dict(zip(map(chr, spelled), order))
-
-        # A merge joins two tokens that are known, and is the next token itself.
-        known = {character: i for i, character in enumerate(byte_of)}
-        lines = files.read_text(path, limit=2**24).removesuffix("\n").split("\n")
-        for number, line in enumerate(lines, 1):
-            if number == 1 and line.startswith("#version"):
-                continue
-            left, _, right = line[:1000].partition(" ")
-            if left not in known or right not in known or left + right in known:
-                raise ValueError(f"{path}, line {number}: {line[:40]!r} merges no two known tokens")
-            known[left + right] = len(known)
-
-        self.end_of_text = len(known)
-        self.size = len(known) + 1
-        checks.vocabulary(path, self.size, rows)
-        ranks = {bytes(map(byte_of.get, token)): i for token, i in known.items()}
-        special = {"<|endoftext|>": self.end_of_text}
-        self.bpe = tiktoken.Encoding(
-            "gpt2", pat_str=self.PATTERN, mergeable_ranks=ranks, special_tokens=special
-        )
-        self.encode = self.bpe.encode_ordinary  # str -> ids; <|endoftext|> is ordinary characters
-        self.decode = self.bpe.decode  # ids -> str
-
-
-# ---- texts and labels -----------------------------------------------------------------------
+# ---- texts -----------------------------------------------------------------------
 
 TEXT_RULE = "strip"
 LONGEST = 2**18  # characters of a text, twice what 1,024 tokens of 128 bytes, the longest, can hold
@@ -90,114 +42,71 @@ def readable(text):
     return text, None if text else "is blank"
 
 
-def value_in(row, column, *known):
-    """What a row says in this column, or, where none was asked for, in the first known one it has."""
-    names = [column] if column else [name for name in known if name in row]
-    return row.get(names[0]) if names else None
+# ---- a hold-out that shares no phrase with training -----------------------------------------
 
 
-def text_in(row, column=None):
-    """(the text of a row, None), or ("", why it has none)."""
-    text = value_in(row, column, "sentence", "text")
-    if not isinstance(text, str):
-        return "", f"has no text in a column {column or 'sentence or text'} (--text-column)"
-    text, problem = readable(text)
-    return text, problem and f"has a text that {problem}"
-
-
-def read_split(data, split, num_labels=2, names=(), columns=(None, None)):
-    """One split as a list of (text, label), cleaned and checked; ValueError names file and line.
-
-    columns: of the text (`sentence` or `text`) and of the `label`: one of the names, or 0 to
-    num_labels - 1, or any number where num_labels is 1 (regression).
-    """
-    path, examples, quoted = fetch.split_file(data, split), [], 0
-    for number, row in files.rows_of(path):
-        (text, problem), label = text_in(row, columns[0]), value_in(row, columns[1], "label")
-        if label is None:
-            problem = f"has no label in a column {columns[1] or 'label'} (--label-column)"
-        try:
-            if problem:
-                raise ValueError(f"the row {problem}")
-            examples.append((text, checks.label(label, num_labels, names)))
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from None
-        if path.suffix == ".tsv" and text[0] == text[-1] == '"' and '""' in text[1:-1]:
-            quoted = quoted or number
-    if not examples:
-        raise ValueError(f"{path} has no rows")
-    if quoted:
-        print(
-            f"warning: {path}, line {quoted}: quotation marks as a spreadsheet writes them, but "
-            "in a tsv they belong to the text, as in GLUE's; save it as csv",
-            file=sys.stderr,
-        )
-    return examples
-
-
-def label_names(data, column=None):
-    """What the labels of train are called, in the order of their first appearance (but negative
-    before positive); none where they are numbers."""
-    words = {}
-    for _, row in files.rows_of(fetch.split_file(data, "train")):
-        value = value_in(row, column, "label")
-        if checks.is_number(value):
-            return []  # as a rule at the first row: read_split says what is wrong with the others
-        if isinstance(value, str) and value.strip():
-            words[value.strip()] = None
-    names = list(words)
-    return checks.KNOWN if sorted(names) == checks.KNOWN else names
-
-
-def hold_out(examples, size, seed=0):
+def hold_out(pairs, size, seed=0):
     """Split (text, label) pairs into (train, held out) so that no phrase stands on both sides.
 
     SST-2's training rows are phrases of one another: of 1,000 random ones 900 stand inside another
-    row, and a score on them says nothing.  So `size` texts are drawn from those contained in no
-    other, and whatever is contained in one of the drawn is dropped from training.  Containment is
-    by whole words.
+    row, and a score on them says nothing.  So `size` texts are drawn from those that stand in no
+    other, and whatever stands in one of the drawn is dropped from training.  Texts are compared by
+    `words_of`.  A text of the same words in another order, or in words of the same sense, is not
+    seen, nor is one that shares a part with another.
     """
-    words = {text: text.split() for text, _ in examples}
-    begins = {}  # the first three words, or fewer where there are no more -> texts that begin so
-    for text, its in words.items():
-        begins.setdefault(tuple(its[:3]), []).append(text)
+    # Twice: as it is written, and as it is compared.
+    written = [as_written(text) for text, _ in pairs]
+    spoken = [words_of(text) for text, _ in pairs]
+    spoken_as = dict(zip(written, spoken, strict=True))
+    candidates = Phrases(written).whole()
+    phrases = Phrases(spoken)
+    whole = phrases.whole()
 
-    def inside(text):
-        """Yield all texts that stand in this one, itself included."""
-        its = words[text]
-        for i in range(len(its)):
-            for width in (1, 2, 3):
-                for other in begins.get(tuple(its[i : i + width]), ()):
-                    if its[i : i + len(words[other])] == words[other]:
-                        yield other
+    # The draw is among the texts that stand in no other as they are written, case and signs
+    # included, as it has been from the first: so the split of SST-2 is still that of older runs.
+    # Instead of one that but for case and signs stands in another, a further one is drawn.
+    generator = random.Random(seed)
+    size = min(size, len(whole) // 2)
+    drawn = {spoken_as[words] for words in generator.sample(candidates, size)}
+    drawn.intersection_update(whole)
+    rest = [words for words in whole if words not in drawn]
+    drawn.update(generator.sample(rest, size - len(drawn)))
 
-    # Longest first: what stands in a contained text was already found in the longer one.
-    contained = set()
-    for text in sorted(words, key=lambda text: (-len(words[text]), text)):
-        if text not in contained:
-            contained |= {*inside(text)} - {text}
+    # Whatever stands in one of them, and so is known to whoever has read it, leaves training.
+    dropped = set()
+    for words in drawn:
+        dropped.update(phrases.inside(words))
+    train = [pair for words, pair in zip(spoken, pairs, strict=True) if words not in dropped]
 
-    whole = [text for text in words if text not in contained]
-    drawn = set(random.Random(seed).sample(whole, min(size, len(whole) // 2)))
-    dropped = set().union(*map(inside, drawn))
-    train = [pair for pair in examples if pair[0] not in dropped]
     # From the end, so that of a text which comes twice the first label counts.
-    held = {text: label for text, label in reversed(examples) if text in drawn}
-    return train, list(held.items())
+    held = {}
+    for words, pair in zip(reversed(spoken), reversed(pairs), strict=True):
+        if words in drawn:
+            held[words] = pair
+    return train, list(held.values())
 
 
 # ---- batches --------------------------------------------------------------------------------
 
 
 def encode(tokenizer, pairs, positions, longest):
-    """[(text, label)] -> [(ids, label)], telling how many texts leave a prompt too little room."""
-    examples = [(tokenizer.encode(text)[:positions], label) for text, label in pairs]
+    """[(text, label)] -> [(ids, label)], saying how many texts leave a prompt too little room.
+
+    positions: of the model; longest: tokens of the longest prompt.
+    """
+    # Kept whole here: a shorter prompt of the same run has room for more of a text.
     room = positions - longest
-    if longer := sum(len(ids) > room for ids, _ in examples):
-        print(
-            f"{longer} of {len(pairs)} texts are cut to {room} tokens ({positions} positions - "
+    examples = []
+    cut_texts = 0
+    for text, label in pairs:
+        ids = tokenizer.encode(text)[:positions]
+        cut_texts += len(ids) > room
+        examples.append((ids, label))
+    if cut_texts:
+        say(
+            f"{cut_texts} of {len(pairs)} texts are cut to {room} tokens ({positions} positions - "
             f"{longest} of the prompt)",
-            file=sys.stderr,
+            sys.stderr,
         )
     return examples
 
@@ -208,9 +117,12 @@ def collate(examples, device="cpu"):
     Lengths travel with the batch; nothing ever guesses them from pad ids.  Integer labels come as
     int64, the labels of a regression as float32.
     """
-    tokens, labels = zip(*examples)
-    ids = pad_sequence([*map(torch.tensor, tokens)], batch_first=True)  # (B, T)
-    batch = ids, torch.tensor([*map(len, tokens)]), torch.tensor(labels)
+    # Pads come after a text, where no real token looks, so any id would do.
+    tokens = [torch.tensor(ids) for ids, _ in examples]  # B x (T,)
+    lengths = [len(ids) for ids in tokens]
+    labels = [label for _, label in examples]
+    ids = pad_sequence(tokens, batch_first=True)  # (B, T)
+    batch = [ids, torch.tensor(lengths), torch.tensor(labels)]
     return [part.to(device) for part in batch]
 
 
@@ -219,16 +131,21 @@ def cut(items, size):
     return [items[i : i + size] for i in range(0, len(items), size)]
 
 
-def batches(examples, size, epoch, seed=0):
-    """One epoch as a list of lists of indices: the same batches in every epoch, in a new order.
+def batches(examples, size, seed=0):
+    """All examples as a list of batches, each a list of indices: the same in every epoch.
 
-    What is in a batch follows from the seed alone, so that what was read of it can be kept; the
-    order follows from seed and epoch.  Near-equal lengths come together: the shuffled examples
-    are sorted by length within pools of 50 batches, then cut.
+    What is in a batch follows from the seed alone, so that the texts' keys and values can be kept.
+    Near-equal lengths come together: the shuffled examples are sorted by length within pools of 50
+    batches, then cut.
     """
-    order = random.Random(seed).sample(range(len(examples)), len(examples))
-    in_pools = []
-    for pool in cut(order, 50 * size):
-        in_pools += sorted(pool, key=lambda i: len(examples[i][0]))
-    plan = cut(in_pools, size)
-    return random.Random(f"{seed}/{epoch}").sample(plan, len(plan))
+    # Within a pool alone, so that a batch is still a mixture of the whole.
+    shuffled = random.Random(seed).sample(range(len(examples)), len(examples))
+    by_length = []
+    for pool in cut(shuffled, 50 * size):
+        by_length += sorted(pool, key=lambda i: len(examples[i][0]))
+    return cut(by_length, size)
+
+
+def epoch_order(count, epoch, seed=0):
+    """The numbers of `count` batches in the order of an epoch; --seeds has no part in it."""
+    return random.Random(f"{seed}/{epoch}").sample(range(count), count)

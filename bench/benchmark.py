@@ -1,32 +1,43 @@
 """How fast training is, beside the peers, in one process and one run.
 
-    python bench/benchmark.py                         gpt2 geometry, reviews, some twenty minutes on two cores
-    python bench/benchmark.py --data FOLDER           the batches of another data set, such as SST-2's
+    python bench/benchmark.py                    gpt2, reviews: some twenty minutes on two cores
+    python bench/benchmark.py --data FOLDER      the batches of another data set, such as SST-2's
     python bench/benchmark.py --text-tokens 256 --prompt-tokens 5
     python bench/benchmark.py --device cuda --size gpt2-large
+    python bench/benchmark.py --beside FOLDER    (d), (d') and (e) here and in another checkout
 
-Weights are random, so nothing is downloaded.  Every contender trains a prompt of the same length and a head; rounds are
-interleaved, so that a slow moment of a shared machine hits all of them; medians of the time per text, and ratios of
-these, are what to read.  The peers need `pip install -e '.[bench]'`.
+Weights are random, so nothing is downloaded.  Every contender trains a prompt of the same length
+and a head; rounds are interleaved, so that a slow moment of a shared machine hits all of them;
+medians of the time per text, and ratios of these, are what to read.  The peers need
+`pip install -e '.[bench]'`.
 
-(a) the post: transformers' GPT2ForSequenceClassification, prompt inserted after the last token, float32, frozen body
+(a) the post: transformers' GPT2ForSequenceClassification, prompt inserted after the last token,
+    float32, frozen body
 (b) the same under bfloat16 autocast
 (c) PEFT prompt tuning (SEQ_CLS), bfloat16 autocast
-(d) this project, one prompt                     (d') the same with the text's keys and values kept from before
-(e) this project, six prompts of 1 2 5 10 20 50 tokens in a pack, and the same six one after the other
-(f) the floor: nothing but (d)'s matrix products, forward and backward      (f') nothing but those of (d')
-(g) the post as people run it: (a) in random order      (g') (b) in random order      (h) PEFT: (c) in random order
+(d) this project, one prompt        (d') the same with the text's keys and values kept from before
+(e) this project, six prompts of 1 2 5 10 20 50 tokens in a pack, and the same six one after the
+    other
+(f) the floor: nothing but (d)'s matrix products, forward and backward
+                                    (f') nothing but those of (d')
+(g) the post as people run it: (a) in random order         (g') (b) in random order
+(h) PEFT: (c) in random order
 
-All batches hold equally many texts of one data set, each padded to its longest.  (a) to (f) get this project's, of
-near-equal lengths, which spare the peers most pads; (g) and (h) get what a loader that shuffles would make.  So g/a is
-what sorting by length gives, a/d the rest, g/d both.  The batches of either epoch, sorted by length, are split into
---batches parts; the one nearest to its part's mean length is taken.  Texts of --text-tokens need no (g) and no (h).
+All batches hold equally many texts of one data set, each padded to its longest.  (a) to (f) get
+this project's, of near-equal lengths, which spare the peers most pads; (g) and (h) get what a
+loader that shuffles would make.  So g/a is what sorting by length gives, a/d the rest, g/d both.
+The batches of either epoch, sorted by length, are split into --batches parts; the one nearest to
+its part's mean length is taken.  Texts of --text-tokens need no (g) and no (h).
 
-Where the hardware does not multiply bfloat16 fast, this project, (c) and (h) compute in float32, since emulated
-bfloat16 would only make a peer look slow; (b) and (g') are left out.
+Where the body is float32, as it is by default on hardware that does not multiply bfloat16 fast,
+(c) and (h) are float32, too, since emulated bfloat16 would only make a peer look slow; (b) and (g')
+are left out.
+
+--beside measures two checkouts of this project, say an old and a new one, on the same batches and
+the same random weights: each round is a process of either, in turn, and the ratio of a round is
+that of two processes which ran one after the other.
 """
 
-import argparse
 import ctypes
 import json
 import os
@@ -34,315 +45,568 @@ import platform
 import random
 import re
 import statistics
+import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where the modules lie
+
+import support.threads  # noqa: F401  before torch, as in train.py
 
 import torch
 import torch.nn.functional as F
 from tqdm import trange
 
-from data import Tokenizer, batches, collate, cut, read_split
+from data import batches, collate, cut
 from model import GPT2, GPT2Config, Prompt
-from support.fetch import ROOT
-from support.flags import device_of
-from support.machine import body_dtype
+from support.checkpoint import open_checkpoint
+from support.dataset import read_split
+from support.files import new_file
+from support.processes import body_dtype, cpu_flags, device_of
+from support.settings import Parser, Settings, add_flag, checked
+from support.terminal import ending, say, warn
 from train import train_step
 
-SIZES = {"tiny": (256, 6, 4), "gpt2": (768, 12, 12), "gpt2-medium": (1024, 24, 16), "gpt2-large": (1280, 36, 20)}
+SIZES = {  # C, L, H
+    "tiny": (256, 6, 4),
+    "gpt2": (768, 12, 12),
+    "gpt2-medium": (1024, 24, 16),
+    "gpt2-large": (1280, 36, 20),
+}
 PACK = (1, 2, 5, 10, 20, 50)
-V, POSITIONS = 50257, 1024
+V = 50257
+POSITIONS = 1024
 SST2_ROWS = 67_349
+WARM_UP = 3  # rounds
+
+LABELS = {
+    "a": "the post, float32",
+    "b": "the post, bf16 autocast",
+    "c": "PEFT prompt tuning",
+    "d": "ours",
+    "d'": "ours, texts kept",
+    "e": "ours, six in a pack",
+    "f": "floor of d",
+    "f'": "floor of d'",
+    "g": "a in random order",
+    "g'": "b in random order",
+    "h": "c in random order",
+}
+MIXED = {"g": "a", "g'": "b", "h": "c"}  # who trains in random order, and who that is in ours
+RATIOS = "a/d b/d c/d g/d g'/d h/d a/d' b/d' c/d' g/d' g'/d' h/d' g/a g'/b h/c a6/e e6/e f/d f'/d'"
 
 
-# ---- the contenders: each a function that trains one step on a batch (ids, lengths, labels) -------
+@dataclass(frozen=True)
+class Contender:
+    """Who trains, and on what."""
+
+    step: Callable  # trains once on a batch
+    batches: list  # of [ids, lengths, labels], for (d') of [ids, lengths, labels, kv]
 
 
-def ours(gpt2, sizes, texts=None):
-    """This project: prompts of these sizes in one pack; texts: {id of a batch: its keys and values}"""
-    C = gpt2.config.n_embd
-    prompts = [Prompt(gpt2.wte.weight[300 : 300 + P].float(), torch.zeros(2, C)) for P in sizes]
-    prompts = [prompt.to(gpt2.wte.weight.device) for prompt in prompts]
-    optimizer = torch.optim.AdamW([tensor for p in prompts for tensor in p.parameters()], lr=1e-3, fused=True)
-    return lambda batch: train_step(gpt2, prompts, optimizer, *batch, texts and texts[id(batch)])
+# ---- the contenders -------------------------------------------------------------------------
 
 
-def hugging_face(size, device):
-    """GPT2ForSequenceClassification with random weights, frozen, without dropout (which spares it some work)"""
-    from transformers import GPT2Config, GPT2ForSequenceClassification
-
+def random_gpt2(size, device, dtype):
+    """Our body with random weights, frozen."""
     C, L, H = SIZES[size]
-    config = GPT2Config(vocab_size=V, n_embd=C, n_layer=L, n_head=H, num_labels=2, pad_token_id=0)
-    return GPT2ForSequenceClassification(config).to(device).eval().requires_grad_(False)
+    with torch.device(device):
+        gpt2 = GPT2(GPT2Config(V, POSITIONS, C, L, H))
+    # Its tables begin as zeros, and hardware may multiply zeros faster than numbers.
+    for table in (gpt2.wte, gpt2.wpe):
+        torch.nn.init.normal_(table.weight, std=0.02)
+    return gpt2.to(dtype).requires_grad_(False)
 
 
-def peer(parameters, loss_of, bf16):
-    """The step that both peers train by; loss_of: (ids, lengths, labels) -> loss"""
-    optimizer = torch.optim.AdamW(parameters, lr=1e-3)
+def ours(gpt2, lengths):
+    """This project: prompts of these lengths in one pack, as a step."""
+    C = gpt2.config.n_embd
+    prompts = []
+    for P in lengths:
+        vectors = gpt2.wte.weight[300 : 300 + P].float()  # (P, C)
+        prompts.append(Prompt(vectors, torch.zeros(2, C)).to(vectors.device))
+    parameters = [tensor for prompt in prompts for tensor in prompt.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, fused=True)
 
     def step(batch):
-        with torch.autocast(batch[0].device.type, torch.bfloat16, enabled=bf16):
-            loss = loss_of(*batch)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        return train_step(gpt2, prompts, optimizer, *batch)
 
     return step
 
 
-def post(base, P, bf16):
-    """The blog post's way: text and prompt embedded in one sequence, all of it read with gradient"""
-    prompt = torch.nn.Parameter(base.transformer.wte.weight[300 : 300 + P].detach().clone())
-    base.score.requires_grad_(True)
+def layers(gpt2, rows, last_rows):
+    """(rows, weight) of each matrix that a sequence passes.
 
-    def loss_of(ids, lengths, labels):
-        x = F.pad(base.transformer.wte(ids), (0, 0, 0, P))  # (B, T+P, C)
-        mask = torch.zeros(x.shape[:2], device=x.device)
-        for row, length in enumerate(lengths.tolist()):
-            x[row, length : length + P] = prompt
-            mask[row, : length + P] = 1
-        return base(inputs_embeds=x, attention_mask=mask, labels=labels).loss
-
-    return peer([prompt, base.score.weight], loss_of, bf16)
-
-
-def peft_prompt_tuning(base, P, bf16):
-    from peft import PromptTuningConfig, get_peft_model
-
-    model = get_peft_model(base, PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=P)).to(base.device).eval()
-
-    def loss_of(ids, lengths, labels):
-        mask = (torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]).long()
-        return model(input_ids=ids, attention_mask=mask, labels=labels).loss
-
-    return peer([p for p in model.parameters() if p.requires_grad], loss_of, bf16)
+    last_rows: how many rows go on after the last block's keys and values.
+    """
+    found = []
+    for block in gpt2.h:
+        found.append((rows, block.attn.c_attn.weight))
+        after = last_rows if block is gpt2.h[-1] else rows
+        if after:
+            for layer in (block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj):
+                found.append((after, layer.weight))
+    return found
 
 
-def products(gpt2, P, read=True):
-    """(forward, backward) pairs of (rows, weight): the matrix products of one of our steps, and no more"""
+def products(gpt2, P, batch, read=True):
+    """The matrix products of one of our steps: (rows, weight) of the forward pass, then backward.
 
-    def layers(rows, last_rows):
-        for i, block in enumerate(gpt2.h):
-            yield rows, block.attn.c_attn.weight
-            after = last_rows if i == len(gpt2.h) - 1 else rows
-            for layer in (block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj) if after else ():
-                yield after, layer.weight
-
-    def of(batch):
-        B, T = batch[0].shape
-        prompt = list(layers(B * P, B))
-        return (list(layers(B * T, 0)) if read else []) + prompt, prompt
-
-    return of
+    read: whether the texts are read, not kept.
+    """
+    B, T = batch[0].shape
+    prompt = layers(gpt2, B * P, B)
+    text = layers(gpt2, B * T, 0) if read else []
+    return text + prompt, prompt
 
 
-@torch.no_grad()
 def run_products(gpt2, P, read=True):
-    of, inputs = products(gpt2, P, read), {}
+    """The floor, as a step; arguments as of `products`."""
+    table = gpt2.wte.weight
+    inputs = {}  # {shape: random numbers}, drawn in the warm-up
 
-    def times(rows, channels):
-        if (rows, channels) not in inputs:
-            inputs[rows, channels] = torch.randn(rows, channels, dtype=gpt2.wte.weight.dtype, device=gpt2.wte.weight.device)
-        return inputs[rows, channels]
+    def numbers(*shape):
+        if shape not in inputs:
+            inputs[shape] = torch.randn(shape, dtype=table.dtype, device=table.device)
+        return inputs[shape]
 
+    @torch.no_grad()
     def step(batch):
-        forward, backward = of(batch)
+        forward, backward = products(gpt2, P, batch, read)
         for rows, weight in forward:
-            F.linear(times(rows, weight.shape[1]), weight)
+            F.linear(numbers(rows, weight.shape[1]), weight)
         for rows, weight in backward:
-            times(rows, weight.shape[0]) @ weight
+            numbers(rows, weight.shape[0]) @ weight
 
     return step
 
 
-# ---- measuring ----------------------------------------------------------------------------------
+def make_contenders(args, gpt2, near, mixed=None):
+    """{name: Contender}; "a5" is (a) with a prompt of 5 tokens, "e5" (e)'s prompt of 5 alone.
+
+    near: batches of near-equal lengths; mixed: batches in random order.
+    """
+    P = args.prompt_tokens
+    steps = {"d": ours(gpt2, [P]), "e": ours(gpt2, PACK)}
+    for p in PACK:
+        steps[f"e{p}"] = ours(gpt2, [p])
+    steps["f"] = run_products(gpt2, P)
+    steps["f'"] = run_products(gpt2, P, read=False)
+    try:
+        add_peers(steps, args, gpt2)
+    except ImportError as error:
+        warn(f"without some peers: {error}")
+    contenders = {name: Contender(step, near) for name, step in steps.items()}
+    kept = [[*batch, gpt2.text_pass(batch[0])] for batch in near]
+    contenders["d'"] = Contender(ours(gpt2, [P]), kept)
+    for name, same in MIXED.items():
+        if mixed and same in steps:
+            contenders[name] = Contender(steps[same], mixed)
+    return dict(sorted(contenders.items()))
+
+
+def add_peers(steps, args, gpt2):
+    """Put the steps of the peers beside ours; ImportError where one of them is not installed."""
+    import peers  # here, because without transformers there are none
+
+    P = args.prompt_tokens
+    device = gpt2.wte.weight.device
+    bf16 = gpt2.wte.weight.dtype == torch.bfloat16
+    base = peers.hugging_face(SIZES[args.size], V, device)
+    steps["a"] = peers.post(base, P, bf16=False)
+    if bf16:
+        steps["b"] = peers.post(base, P, bf16=True)
+    if not args.text_tokens:  # six take long, and on long texts say nothing new
+        for p in PACK:
+            steps[f"a{p}"] = peers.post(base, p, bf16=False)
+    # A body of its own, since PEFT changes what it is given.
+    base = peers.hugging_face(SIZES[args.size], V, device)
+    steps["c"] = peers.peft_prompt_tuning(base, P, bf16)
+
+
+# ---- the batches ----------------------------------------------------------------------------
+
+
+def make_batches(args, device):
+    """[(batches that stand for an epoch, the epoch's mean length)]: as training makes them, and,
+    unless all texts are as long, in random order."""
+    tokenizer = open_checkpoint("tiny").tokenizer
+    pairs = read_split(args.data, "train")
+    examples = [(tokenizer.encode(text), label) for text, label in pairs]
+    if args.text_tokens:
+        examples = as_long(examples, args.text_tokens)
+    plans = [batches(examples, args.batch_size)]
+    if not args.text_tokens:
+        shuffled = random.Random(0).sample(range(len(examples)), len(examples))
+        plans.append(cut(shuffled, args.batch_size))
+    found = []
+    for plan in plans:
+        plan = [numbers for numbers in plan if len(numbers) == args.batch_size]
+        if not plan:
+            raise ValueError(f"{args.data} fills no batch of {args.batch_size} texts")
+        found.append(stand_for(examples, plan, args.batches, device))
+    return found
+
+
+def as_long(examples, T):
+    """The same tokens as texts of T tokens each."""
+    joined = [number for ids, _ in examples for number in ids]
+    starts = range(0, len(joined) - T, T)
+    return [(joined[i : i + T], i // T % 2) for i in starts]
+
+
+def stand_for(examples, plan, count, device):
+    """`count` of the batches of a plan, which stand for it -> (batches, the plan's mean length)"""
+    lengths = torch.tensor([float(len(ids)) for ids, _ in examples])
+    plan = torch.tensor(plan)  # (batches, B)
+    longest = lengths[plan].amax(dim=1)  # (batches,), the length of each, pads included
+    chosen = []
+    for part in longest.argsort(stable=True).tensor_split(min(count, len(plan))):
+        off = (longest[part] - longest[part].mean()).abs()
+        numbers = plan[part[off.argmin()]].tolist()
+        chosen.append(collate([examples[i] for i in numbers], device))
+    return chosen, longest.mean().item()
+
+
+# ---- measuring ------------------------------------------------------------------------------
 
 
 def synchronize(device):
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    """Wait until the device has done all that it was told."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
-def seconds(step, todo, device):
+def seconds(contender, device):
+    """The time of one round: a step on each batch."""
     synchronize(device)
     start = time.perf_counter()
-    for batch in todo:
-        step(batch)
+    for batch in contender.batches:
+        contender.step(batch)
     synchronize(device)
     return time.perf_counter() - start
 
 
-def peak_bytes(step, batch, device):
-    """Memory of one step above what was held before it (weights included in what was held)."""
+def take_turns(contenders, rounds, device):
+    """{name: its seconds, a round each}; the first rounds are warm-up, and not among them."""
+    times = {name: [] for name in contenders}
+    for number in trange(-WARM_UP, rounds, unit="round", disable=None):
+        for name, contender in contenders.items():
+            spent = seconds(contender, device)
+            if number >= 0:
+                times[name].append(spent)
+    return times
+
+
+def medians(times):
+    """{name: median}, and under a6 and e6 the six of a pack, one after the other."""
+    median = {name: statistics.median(spent) for name, spent in times.items()}
+    for letter in "ae":
+        alone = [f"{letter}{p}" for p in PACK]
+        if alone[0] in median:
+            median[f"{letter}6"] = sum(median[name] for name in alone)
+    return median
+
+
+def largest(contender):
+    """The batch with the longest texts."""
+    return max(contender.batches, key=lambda batch: batch[0].shape[1])
+
+
+def peak_bytes(contender, device):
+    """Memory of one step above what was held before it, in which the weights are.
+
+    None where the system does not tell.
+    """
+    batch = largest(contender)
     synchronize(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        step(batch)
+        contender.step(batch)
         return torch.cuda.max_memory_allocated(device) - before
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    except OSError:  # no Linux, or one that does not let us
+        return None
+    before = process_status("VmRSS")
+    contender.step(batch)
+    return process_status("VmHWM") - before
 
-    def status(key):
-        return 1024 * int(re.search(rf"{key}:\s*(\d+) kB", Path("/proc/self/status").read_text())[1])
 
-    before = status("VmRSS")
-    step(batch)
-    return status("VmHWM") - before
+def process_status(key):
+    """A size from Linux's account of this process, in bytes."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(rf"{key}:\s*(\d+) kB", status)[1])
 
 
-def graph_bytes(step, batch):
-    """What autograd keeps for the backward pass: bytes of storages made during the forward pass."""
-    kept, texts = {}, set()
-    read = GPT2.read
+def graph_bytes(gpt2, step, batch):
+    """What autograd keeps for the backward pass of a step: bytes of storages that it made.
+
+    The weights are not counted, nor the texts' own keys and values.
+    """
+    kept = {}  # {address of a storage: its bytes}
+    others = {weight.untyped_storage().data_ptr() for weight in gpt2.parameters()}
+    text_pass = GPT2.text_pass
 
     def note(self, ids):
-        text = read(self, ids)
-        texts.add(text.untyped_storage().data_ptr())
-        return text
+        kv = text_pass(self, ids)
+        others.add(kv.untyped_storage().data_ptr())
+        return kv
 
-    def pack(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    GPT2.read = note
+    def give_back(tensor):
+        return tensor
+
+    GPT2.text_pass = note
     try:
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(keep, give_back):
             step(batch)
     finally:
-        GPT2.read = read
-    return kept, texts
+        GPT2.text_pass = text_pass
+    return sum(size for address, size in kept.items() if address not in others)
+
+
+def operations(gpt2, P, near):
+    """Floating-point operations of the matrix products of a round."""
+    total = 0
+    for batch in near:
+        for part in products(gpt2, P, batch):
+            for rows, weight in part:
+                total += 2 * rows * weight.numel()
+    return total
 
 
 def chip_of(device):
     """Its name; of a CPU also which instructions it has of those that matter here."""
-    info = Path("/proc/cpuinfo").read_text()
-    name, *_ = re.findall(r"^model name\s*: (.+)", info, re.M) or [platform.machine()]
-    has = [flag for flag in ("avx2", "avx512_bf16", "amx_bf16") if re.search(rf"\b{flag}\b", info)]
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else " ".join([name, *has])
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = cpu_flags()
+    named = re.search(r"^model name\s*: (.+)", info, re.MULTILINE)
+    words = [named[1] if named else platform.machine()]
+    for flag in ("avx2", "avx512_bf16", "amx_bf16"):
+        if re.search(rf"\b{flag}\b", info):
+            words.append(flag)
+    return " ".join(words)
 
 
-def make_batches(args, device):
-    """[(batches that stand for an epoch, the epoch's mean length)]: as training draws them, and in random order."""
-    tokenizer = Tokenizer(ROOT / "weights/tiny/merges.txt")
-    examples = [(tokenizer.encode(text), label) for text, label in read_split(args.data, "train")]
-    if args.text_tokens:
-        joined = [i for ids, _ in examples for i in ids]
-        T = args.text_tokens
-        examples = [(joined[i : i + T], i // T % 2) for i in range(0, len(joined) - T, T)]
-    lengths = torch.tensor([float(len(ids)) for ids, _ in examples])
+# ---- the figures ----------------------------------------------------------------------------
 
-    def some(plan):
-        plan = torch.tensor([batch for batch in plan if len(batch) == args.batch_size])  # (batches, B)
-        longest = lengths[plan].amax(1)  # the length of a batch, pads included
-        parts = longest.argsort(stable=True).tensor_split(min(args.batches, len(plan)))
-        chosen = [part[(longest[part] - longest[part].mean()).abs().argmin()] for part in parts]
-        todo = [tuple(t.to(device) for t in collate([examples[i] for i in plan[k].tolist()])) for k in chosen]
-        return todo, longest.mean().item()
 
-    near = some(batches(examples, args.batch_size, epoch=1))
-    shuffled = random.Random(0).sample(range(len(examples)), len(examples))
-    return [near] if args.text_tokens else [near, some(cut(shuffled, args.batch_size))]
+def ratios_of(median, memory):
+    """{"a/d": how many times as long (a) takes as (d)}, of those who ran."""
+    ratios = {}
+    for pair in RATIOS.split():
+        above, below = pair.split("/")
+        if above in median and below in median:
+            ratios[pair] = median[above] / median[below]
+    if memory.get("a") and memory.get("d"):
+        ratios["memory a/d"] = memory["a"] / memory["d"]
+    return ratios
+
+
+def measure(args, device):
+    """Measure all contenders -> the figures, as a dictionary for --json."""
+    torch.manual_seed(0)
+    epochs = make_batches(args, device)
+    near = epochs[0][0]
+    gpt2 = random_gpt2(args.size, device, body_dtype(args.dtype, device))
+    contenders = make_contenders(args, gpt2, *[todo for todo, _ in epochs])
+
+    times = take_turns(contenders, args.rounds, device)
+    median = medians(times)
+    memory = {}
+    for name in LABELS:
+        if name in contenders:
+            memory[name] = peak_bytes(contenders[name], device)
+    d = contenders["d"]
+    texts = args.batch_size * len(near)
+    return {
+        "chip": chip_of(device),
+        "cores": os.cpu_count(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "threads": torch.get_num_threads(),
+        "dtype": str(gpt2.wte.weight.dtype),
+        "device": str(device),
+        "texts": texts,
+        "batches": [[list(batch[0].shape) for batch in todo] for todo, _ in epochs],
+        "epoch_means": [mean for _, mean in epochs],
+        "seconds": times,
+        "median": median,
+        "peak_bytes": memory,
+        "graph_bytes": graph_bytes(gpt2, d.step, largest(d)),
+        "flops_a_second": operations(gpt2, args.prompt_tokens, near) / median["f"],
+        "ratios": ratios_of(median, memory),
+        "sweep_seconds": SST2_ROWS * 3 / texts * median["e"],
+    }
+
+
+def tell(args, figures):
+    """The figures, as a person reads them."""
+    median = figures["median"]
+    say(
+        f"{args.size}, P = {args.prompt_tokens}, {figures['dtype']} on {figures['device']} "
+        f"({figures['chip']}; threads: {figures['threads']}), medians of {args.rounds} rounds"
+    )
+    orders = ["near-equal lengths", "random order"][: len(figures["batches"])]
+    for order, shapes, mean in zip(orders, figures["batches"], figures["epoch_means"], strict=True):
+        here = statistics.mean(T for _, T in shapes)
+        shapes = [tuple(shape) for shape in shapes]
+        say(f"{order}: batches {shapes}, mean length {here:.1f}, whole epoch {mean:.1f}")
+    for name, peak in figures["peak_bytes"].items():
+        speed = figures["texts"] / median[name]
+        times = median[name] / median["d"]
+        mebibytes = "      -" if peak is None else f"{peak / 2**20:7.1f} MiB"
+        say(
+            f"{name:3} {LABELS[name]:24} {speed:9.1f} examples/s  {times:6.2f} x d's time"
+            f"  step's peak {mebibytes}"
+        )
+    say(
+        f"autograd graph of d {figures['graph_bytes'] / 2**20:.1f} MiB; matrix products alone "
+        f"{figures['flops_a_second'] / 1e9:.0f} GFLOP/s"
+    )
+    ratios = [f"{pair} {value:.2f}" for pair, value in figures["ratios"].items()]
+    say("times: " + "  ".join(ratios))
+    sweep = figures["sweep_seconds"]
+    say(
+        f"SST-2's {SST2_ROWS:,} rows x 3 epochs with the pack, projected from these steps: "
+        f"{sweep / 3600:.1f} hours ({sweep / 60:.0f} minutes)"
+    )
+
+
+# ---- beside another checkout ----------------------------------------------------------------
+
+
+def beside(args, device):
+    """Measure (d), (d') and (e) in this checkout and in another, in turn -> the figures."""
+    other = Path(args.beside).absolute()
+    for name in ("model.py", "train.py"):
+        if not (other / name).is_file():
+            raise ValueError(f"--beside {other} is no checkout of this project: it has no {name}")
+    near, _ = make_batches(args, device)[0]
+    request = {
+        "sizes": SIZES[args.size],
+        "vocabulary": V,
+        "positions": POSITIONS,
+        "prompt_tokens": args.prompt_tokens,
+        "pack": PACK,
+        "device": str(device),
+        "dtype": str(body_dtype(args.dtype, device)).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "rounds": args.rounds,
+        "batches": [[part.tolist() for part in batch] for batch in near],
+    }
+    here = Path(__file__).resolve().parent.parent
+    figures = {"here": [], "other": []}
+    for number in range(args.rounds):
+        # Who comes second finds a warmer machine, so they take turns in that, too.
+        turns = [("here", here), ("other", other)]
+        for side, folder in turns if number % 2 == 0 else reversed(turns):
+            figures[side].append(ask(folder, request))
+    return figures
+
+
+def ask(folder, request):
+    """One process of bench/one_checkout.py -> its answer; OSError where it fails."""
+    script = Path(__file__).resolve().parent / "one_checkout.py"
+    done = subprocess.run(
+        [sys.executable, str(script), str(folder)],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        check=False,
+    )
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+        raise OSError(f"{folder} could not be measured: {last}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def tell_beside(args, figures):
+    """The two checkouts as a person reads them, and their ratios into the figures."""
+    say(f"{args.size}, P = {args.prompt_tokens}, {args.rounds} rounds; other is {args.beside}")
+    ratios = {}
+    for name in ("d", "d'", "e"):
+        times = ratios_of_rounds(figures, "seconds", name)
+        cpu = ratios_of_rounds(figures, "cpu_seconds", name)
+        ratios[f"here/other {name}"] = statistics.median(times)
+        ratios[f"here/other {name}, CPU time"] = statistics.median(cpu)
+        here = statistics.median(answer["seconds"][name] for answer in figures["here"])
+        say(
+            f"{name:3} {LABELS[name]:24} here {here:.4f} s a round, here/other "
+            f"{statistics.median(times):.3f} ({min(times):.3f} to {max(times):.3f}); of CPU time, "
+            f"which others' work lengthens less, {statistics.median(cpu):.3f} "
+            f"({min(cpu):.3f} to {max(cpu):.3f})"
+        )
+        # They should have done the same work, to rounding.
+        losses = [figures[side][0]["losses"][name] for side in ("here", "other")]
+        say(f"    the last loss here {losses[0]:.6f}, other {losses[1]:.6f}")
+    figures["ratios"] = ratios
+
+
+def ratios_of_rounds(figures, kind, name):
+    """Of each round: this checkout's time divided by the other's."""
+    rounds = zip(figures["here"], figures["other"], strict=True)
+    return [here[kind][name] / other[kind][name] for here, other in rounds]
+
+
+# ---- the command line -----------------------------------------------------------------------
 
 
 def parse_args(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
+    count = checked(Settings, "batch_size")
     add("--size", choices=SIZES, default="gpt2", help="geometry of the model (%(default)s)")
     add("--data", default="reviews", help="data set whose batches are taken (%(default)s)")
-    add("--text-tokens", type=int, help="texts of exactly so many tokens instead")
-    add("--prompt-tokens", type=int, default=20, help="length of the prompt (%(default)s)")
-    add("--batch-size", type=int, default=32, help="(%(default)s)")
-    add("--batches", type=int, default=3, help="batches in a round (%(default)s)")
-    add("--rounds", type=int, default=5, help="(%(default)s)")
-    add("--device", type=device_of, default="cpu", help="(%(default)s)")
-    add("--json", help="file to write the figures to")
-    return parser.parse_args(argv)
+    add("--text-tokens", type=count, help="texts of exactly so many tokens instead")
+    add("--prompt-tokens", type=count, default=20, help="length of the prompt (%(default)s)")
+    add("--batch-size", type=count, default=32, help="(%(default)s)")
+    add("--batches", type=count, default=3, help="batches in a round (%(default)s)")
+    add("--rounds", type=count, default=5, help="(%(default)s)")
+    add_flag(parser, Settings, "device")
+    add_flag(parser, Settings, "dtype")
+    add("--beside", metavar="FOLDER", help="another checkout of this project, to take turns with")
+    add("--json", metavar="FILE", help="a new file for the figures")
+    args = parser.parse_args(argv)
+    if (args.text_tokens or 0) + max(args.prompt_tokens, *PACK) > POSITIONS:
+        raise ValueError(f"text and prompt have more than {POSITIONS} tokens; ask for fewer")
+    return args
 
 
-LABELS = {
-    "a": "the post, float32", "b": "the post, bf16 autocast", "c": "PEFT prompt tuning", "d": "ours", "d'": "ours, texts kept",
-    "e": "ours, six in a pack", "f": "floor of d", "f'": "floor of d'",
-    "g": "a in random order", "g'": "b in random order", "h": "c in random order",
-}  # fmt: skip
-MIXED = {"g": "a", "g'": "b", "h": "c"}
-RATIOS = "a/d b/d c/d g/d g'/d h/d a/d' b/d' c/d' g/d' g'/d' h/d' g/a g'/b h/c a6/e e6/e f/d f'/d'".split()
-
-
-def make_contenders(args, gpt2, todo, mixed=None):
-    """{name: (step, batches)}; "a5" is (a) with a prompt of 5 tokens, "e5" is (e)'s prompt of 5 tokens alone"""
-    P, device, bf16 = args.prompt_tokens, args.device, gpt2.wte.weight.dtype == torch.bfloat16
-    texts = {id(batch): gpt2.read(batch[0]) for batch in todo}
-    steps = {"d": ours(gpt2, [P]), "d'": ours(gpt2, [P], texts), "e": ours(gpt2, PACK)}
-    steps |= {f"e{p}": ours(gpt2, [p]) for p in PACK}
-    steps |= {"f": run_products(gpt2, P), "f'": run_products(gpt2, P, read=False)}
-    try:
-        base = hugging_face(args.size, device)
-        steps["a"] = post(base, P, False)
-        if bf16:
-            steps["b"] = post(base, P, True)
-        if not args.text_tokens:  # it takes long, and on long texts says nothing new
-            steps |= {f"a{p}": post(base, p, False) for p in PACK}
-        steps["c"] = peft_prompt_tuning(hugging_face(args.size, device), P, bf16)
-    except ImportError as error:
-        print(f"without some peers: {error}", file=sys.stderr)
-    contenders = {name: (step, todo) for name, step in steps.items()}
-    contenders |= {name: (steps[of], mixed) for name, of in MIXED.items() if mixed and of in steps}
-    return dict(sorted(contenders.items()))
-
-
+@ending()
 def main(argv=None):
+    """Measure, tell, write -> {pair: ratio}."""
+    argv = sys.argv[1:] if argv is None else argv
     args = parse_args(argv)
-    device, P = args.device, args.prompt_tokens
-    C, L, H = SIZES[args.size]
-    torch.manual_seed(0)
-    todo, epoch_means = zip(*make_batches(args, device))
-    shapes = [[tuple(batch[0].shape) for batch in its] for its in todo]
-    dtype = body_dtype("auto", device)
-    gpt2 = GPT2(GPT2Config(V, POSITIONS, C, L, H)).to(device, dtype).requires_grad_(False)
-    contenders = make_contenders(args, gpt2, *todo)
+    if args.json is None:
+        return run(args)["ratios"]
+    # A file that cannot be written is told before the work.
+    with new_file(args.json) as file:
+        figures = {"argv": argv} | run(args)
+        file.write(json.dumps(figures, indent=2).encode() + b"\n")
+    return figures["ratios"]
 
-    times = {name: [] for name in contenders}
-    for round in trange(-3, args.rounds, unit="round", disable=None):  # the first three are warm-up
-        for name, (step, its) in contenders.items():
-            spent = seconds(step, its, device)
-            if round >= 0:
-                times[name].append(spent)
-    median = {name: statistics.median(spent) for name, spent in times.items()}
-    for six in "ae":
-        if f"{six}{PACK[0]}" in median:
-            median[f"{six}6"] = sum(median[f"{six}{p}"] for p in PACK)
-    largest = {name: (step, max(its, key=lambda batch: batch[0].shape[1])) for name, (step, its) in contenders.items()}
-    memory = {name: peak_bytes(*largest[name], device) for name in LABELS if name in contenders}
-    kept, texts = graph_bytes(*largest["d"])
-    weights = {p.untyped_storage().data_ptr() for p in gpt2.parameters()}
-    graph = sum(size for pointer, size in kept.items() if pointer not in texts | weights)
-    flops = sum(2 * rows * w.numel() for batch in todo[0] for part in products(gpt2, P)(batch) for rows, w in part)
 
-    ratios = {pair: median[a] / median[b] for pair in RATIOS for a, b in [pair.split("/")] if {a, b} <= median.keys()}
-    if "a" in memory:
-        ratios["memory a/d"] = memory["a"] / memory["d"]
-    n, chip, threads = args.batch_size * len(todo[0]), chip_of(device), torch.get_num_threads()
-    print(f"{args.size}, P = {P}, {dtype} on {device} ({chip}; threads: {threads}), medians of {args.rounds} rounds")
-    for order, its, mean in zip(("near-equal lengths", "random order"), shapes, epoch_means):
-        print(f"{order}: batches {its}, mean length {statistics.mean(T for _, T in its):.1f}, whole epoch {mean:.1f}")
-    for name in memory:
-        print(f"{name:3} {LABELS[name]:24} {n / median[name]:9.1f} examples/s  {median[name] / median['d']:6.2f} x d's time"
-              f"  step's peak {memory[name] / 2**20:7.1f} MiB")  # fmt: skip
-    print(f"autograd graph of d {graph / 2**20:.1f} MiB; matrix products alone {flops / median['f'] / 1e9:.0f} GFLOP/s")
-    print("times: " + "  ".join(f"{pair} {value:.2f}" for pair, value in ratios.items()))
-    sweep = SST2_ROWS * 3 / n * median["e"]
-    hours = f"{sweep / 3600:.1f} hours ({sweep / 60:.0f} minutes)"
-    print(f"SST-2's {SST2_ROWS:,} rows x 3 epochs with the pack, projected from these steps: {hours}")
-    if args.json:
-        figures = {"argv": sys.argv[1:] if argv is None else argv, "chip": chip, "cores": os.cpu_count(),
-                   "versions": {"python": platform.python_version(), "torch": torch.__version__}, "threads": threads,
-                   "dtype": str(dtype), "batches": shapes, "epoch_means": epoch_means, "seconds": times,
-                   "peak_bytes": memory, "graph_bytes": graph, "ratios": ratios, "sweep_seconds": sweep}  # fmt: skip
-        Path(args.json).write_text(json.dumps(figures, indent=2) + "\n")
-    return ratios
+def run(args):
+    """Measure and tell what was asked -> the figures."""
+    device = device_of(args.device)
+    if args.beside:
+        figures = beside(args, device)
+        tell_beside(args, figures)
+    else:
+        figures = measure(args, device)
+        tell(args, figures)
+    return figures
 
 
 if __name__ == "__main__":

@@ -1,20 +1,20 @@
-"""Bytes in and out: files whole or not at all, safetensors, hashes, rows, lines of a stream."""
+"""Files: bytes on disk, whole or not at all; their hashes; safetensors."""
 
-import codecs
 import contextlib
-import csv
+import errno
 import hashlib
-import io
 import json
 import os
-import re
 import secrets
+import stat
 from pathlib import Path
 
 import safetensors.torch
 from safetensors import SafetensorError, safe_open
 
-ODD = ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError, SafetensorError
+# All that reading the content of a file can raise, where the content is odd.
+ODD = (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError, SafetensorError)
+LARGEST = 2**31  # bytes of a file that is read into memory at once
 
 
 @contextlib.contextmanager
@@ -28,6 +28,9 @@ def damaged(path, what="is damaged; fetch it again"):
         raise ValueError(f"{path} {what} ({str(error)[:200]!r})") from None
 
 
+# ---- whose file it is -----------------------------------------------------------------------
+
+
 def unlinked(path, is_right=Path.is_file):
     """path, where nothing lies there, or what is right and no link, which could lead elsewhere."""
     if path.is_symlink() or path.exists() and not is_right(path):
@@ -38,31 +41,29 @@ def unlinked(path, is_right=Path.is_file):
 def ours(folder, name):
     """The path of one of our files in a folder, of which no part is a link."""
     path = folder / name
-    for above in path.parents[: name.count("/")]:
+    depth = name.count("/")
+    for above in path.parents[:depth]:
         unlinked(above, Path.is_dir)
     return unlinked(path)
 
 
-def write_file(path, data, replace=True, temporary=None):
-    """Write bytes so that path holds all of them or what it held before: new file, sync, rename.
+# ---- reading --------------------------------------------------------------------------------
 
-    replace: whether a regular file that is there may go.  temporary: a name that nothing has yet.
-    """
-    path = unlinked(Path(path))
-    place = os.replace if replace else os.link  # link fails where something is
-    temporary = temporary or path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        place(temporary, path)
-    except OSError as error:
-        error.filename = str(path)  # a full disk does not say itself which file it was
-        raise
-    finally:
-        with contextlib.suppress(OSError):  # where it has been renamed, or was never made
-            temporary.unlink()
+
+def read_bytes(path, limit=LARGEST):
+    """A whole regular file of fewer than `limit` bytes; no pipe or device, which might not end."""
+    with open(path, "rb", opener=open_at_once) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError(f"{path} is a folder, a pipe or a device; name a file")
+        data = file.read(limit)
+    if len(data) == limit:
+        raise ValueError(f"{path} has {limit:,} bytes or more")
+    return data
+
+
+def open_at_once(path, flags):
+    """Open without waiting: a pipe to which nobody writes would make us wait without end."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def sha256(*paths):
@@ -75,31 +76,118 @@ def sha256(*paths):
     return digest.hexdigest()
 
 
+# ---- writing --------------------------------------------------------------------------------
+
+
+def write_file(path, data, replace=True, temporary=None):
+    """Write bytes so that path holds all of them or what it held before: new file, sync, rename.
+
+    replace: whether a regular file that is there may go.  temporary: a name that nothing has yet.
+    """
+    path = unlinked(Path(path))
+    temporary = temporary or beside(path)
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            flush_to_disk(file)
+        if replace:
+            os.replace(temporary, path)
+        else:
+            place_new(temporary, path)
+    except OSError as error:
+        error.filename = str(path)  # a full disk does not say itself which file it was
+        raise
+    finally:
+        with contextlib.suppress(OSError):  # where it has been renamed, or was never made
+            temporary.unlink()
+
+
+@contextlib.contextmanager
+def new_file(path):
+    """A binary file to write an output to, which stands at path once it is whole.
+
+    Its temporary file is made beside path at once, so what would be refused is refused before the
+    work.  Nothing that is there is written over.  Where the work ends in an error, nothing stays.
+    """
+    path = Path(path)
+    with contextlib.suppress(FileNotFoundError):
+        os.lstat(path)  # OSError, too, where no file can have this name
+        raise FileExistsError(f"{path} is there already; remove it, or name another file")
+    temporary = beside(path)
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            flush_to_disk(file)
+        place_new(temporary, path)
+    except OSError as error:
+        if error.filename in (None, str(temporary)):
+            error.filename = str(path)
+        raise
+    finally:
+        with contextlib.suppress(OSError):  # placed, or never made
+            temporary.unlink()
+
+
+def beside(path):
+    """A name for a temporary file in the folder of path, which nothing has yet.
+
+    Of a long name a part has to do: no name may have more than 255 bytes.
+    """
+    return path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp")
+
+
+def flush_to_disk(file):
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def place_new(temporary, path):
+    """Give a whole file its name, where nothing has that name yet.
+
+    A hard link does so in one step.  Some file systems have none (FAT, network drives): there the
+    file is copied to a name that is taken first.
+    """
+    try:
+        os.link(temporary, path)
+        return
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.ENAMETOOLONG):
+            raise
+    with open(path, "xb") as file:
+        try:
+            file.write(temporary.read_bytes())
+            flush_to_disk(file)
+        except BaseException:
+            path.unlink()  # ours, and not whole
+            raise
+
+
 # ---- safetensors ----------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def open_safetensors(path):
     """safetensors.safe_open on the CPU, memory-mapped, with errors that name the file."""
-    with damaged(path, "is no whole safetensors file"):
+    with damaged(path, "is no whole safetensors file"):  # noqa: SIM117
         with safe_open(path, framework="pt") as file:
             yield file
 
 
 def read_safetensors(path):
-    """(tensors, metadata), two dictionaries; nothing stays mapped, so the file may be replaced."""
-    with open_safetensors(path) as file:
-        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
-        return tensors, file.metadata() or {}
+    """(tensors, metadata) of a file, two dictionaries, from one reading of its bytes."""
+    data = read_bytes(path)
+    with damaged(path, "is no whole safetensors file"):
+        return split_safetensors(data)
 
 
-def each_tensor(path):
-    """(name, tensor) of a file, the largest of a checkpoint first; each leaves memory in its turn."""
-    with open_safetensors(path) as file:
-        names = sorted(file.keys(), reverse=True)  # wte while memory is empty
-    for name in names:
-        with open_safetensors(path) as file:  # anew: what was read leaves memory with its mapping
-            yield name, file.get_tensor(name)
+def split_safetensors(data):
+    """(tensors, metadata) of a safetensors file in bytes."""
+    tensors = safetensors.torch.load(data)
+    end = 8 + int.from_bytes(data[:8], "little")
+    metadata = json.loads(data[8:end]).get("__metadata__")
+    return tensors, metadata or {}
 
 
 def safetensors_bytes(tensors, metadata):
@@ -110,115 +198,3 @@ def safetensors_bytes(tensors, metadata):
     header = json.dumps(json.loads(data[8:end]), sort_keys=True).encode()
     header += b" " * (-len(header) % 8)  # tensors stay aligned
     return len(header).to_bytes(8, "little") + header + data[end:]
-
-
-def weight_files(folder):
-    """The safetensors files of a checkpoint folder, in order: model.safetensors, or its shards."""
-    whole = Path(folder) / "model.safetensors"
-    index = whole.with_name("model.safetensors.index.json")
-    if whole.exists() or not index.exists():
-        return [whole]
-    with damaged(index, "does not list the shards of a checkpoint; fetch it again"):
-        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-        if not names or not all(re.fullmatch(r"[\w-][\w.-]*", name) for name in names):
-            raise ValueError("it names none, or one that is in another folder")
-    return [index.with_name(name) for name in names]
-
-
-# ---- trees: what has a state, as one file ---------------------------------------------------
-
-
-def tree_bytes(tree):
-    """JSON in the metadata, the tensors in it as safetensors, and a hash of both: one file."""
-    tensors = {}
-
-    def keep(tensor):
-        name = str(len(tensors))
-        tensors[name] = tensor.detach().cpu()
-        return {"tensor": name}
-
-    text = {"tree": json.dumps(tree, default=keep)}
-    whole = hashlib.sha256(safetensors_bytes(tensors, text)).hexdigest()
-    return safetensors_bytes(tensors, text | {"sha256": whole})
-
-
-def read_tree(path, device="cpu"):
-    """The tree that tree_bytes wrote, its tensors on device; ValueError where a bit differs.
-
-    Keys that are numbers come back as numbers.
-    """
-    tensors, metadata = read_safetensors(path)
-
-    def find(node):
-        if node.keys() == {"tensor"}:
-            return tensors[node["tensor"]].to(device)
-        return {int(key) if key.isdecimal() else key: value for key, value in node.items()}
-
-    tree = json.loads(metadata["tree"], object_hook=find)
-    if tree_bytes(tree) != Path(path).read_bytes():
-        raise ValueError("it is not as it was written")
-    return tree
-
-
-# ---- text -----------------------------------------------------------------------------------
-
-
-def read_text(path, limit=-1):
-    """A UTF-8 file without its byte order mark; ValueError, naming the line, if it is none.
-
-    limit: bytes, of which it must have fewer.
-    """
-    with open(path, "rb") as file:
-        data = file.read(limit)
-    if len(data) == limit:
-        raise ValueError(f"{path} has {limit:,} bytes or more")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}, line {line}, is not UTF-8 ({error.reason})") from None
-
-
-TABLES = (".tsv", ".csv", ".jsonl")
-
-
-def rows_of(path):
-    """tsv, csv or jsonl -> (line number, {column: value}) for each row; line 1 names the columns.
-
-    tsv is GLUE's: no quoting, so a quotation mark is a quotation mark.  csv is a spreadsheet's.
-    """
-    text, number = read_text(path), 1
-    try:
-        if path.suffix == ".jsonl":
-            for number, line in enumerate(text.split("\n"), 1):
-                if line.strip():
-                    row = json.loads(line)
-                    yield number, row if isinstance(row, dict) else {}
-            return
-        tsv = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {}
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True, **tsv)
-        columns = dict.fromkeys(next(reader, []))  # a name that comes twice is one
-        number = 2
-        for row in filter(None, reader):
-            number = reader.line_num
-            if len(row) != len(columns):
-                raise ValueError(f"{len(row)} columns, but line 1 names {len(columns)}")
-            yield number, dict(zip(columns, row))
-            number += 1  # where a quotation that never ends begins
-    except (ValueError, csv.Error, RecursionError) as error:
-        raise ValueError(f"{path}, line {number}: {error}") from None
-
-
-def lines_of(stream, longest):
-    """The lines of a stream of UTF-8, in lists of what has arrived: a pipe that trickles is answered
-    as it goes.  Bytes that are not UTF-8 come as surrogates.
-
-    Of a line without end `longest` characters and a piece are kept.
-    """
-    decoder, rest = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape"), ""
-    while data := stream.read1(2**16):
-        *lines, rest = (rest[: longest + 1] + decoder.decode(data)).split("\n")
-        yield lines
-    rest += decoder.decode(b"", final=True)
-    if rest:
-        yield [rest]

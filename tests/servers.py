@@ -11,14 +11,15 @@ import time
 import warnings
 import zipfile
 
-from support import fetch as fetching  # where the addresses of downloads are, and the folder they go to
+from support import checkpoint, dataset  # where downloads come from, and the folder they go to
 
 
 @contextlib.contextmanager
 def serve(files, cut=()):
-    """Serve {path: bytes} on localhost -> (address, list of what was asked for, such as "GET /path from 10").
+    """Serve {path: bytes} on localhost -> (address, what was asked for)
 
-    A path loses its connection halfway for as long as it stands in `cut`.
+    The latter is a list that grows by lines such as "GET /path from 10".  A path loses its
+    connection halfway for as long as it stands in `cut`.
     """
     asked = []
 
@@ -63,17 +64,31 @@ def serve(files, cut=()):
 
 
 def hub(repo, revisions, branch):
-    """The paths under which a model hub offers {revision: {name: bytes}} of a repository, whose branch is one of these."""
-    entry = lambda name, data: {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-    api, paths = f"/api/models/{repo}", {}
+    """The paths under which a model hub offers a repository.
+
+    revisions: {commit: {name: bytes}}; branch: the one of these to which `main` leads.
+    """
+    api = f"/api/models/{repo}"
+    paths = {}
     for name, contents in (revisions | {"main": revisions[branch]}).items():
         sha = branch if name == "main" else name
-        info = {"id": repo, "modelId": repo, "sha": sha, "siblings": [{"rfilename": file} for file in contents]}
+        siblings = [{"rfilename": file} for file in contents]
+        info = {"id": repo, "modelId": repo, "sha": sha, "siblings": siblings}
         paths[f"{api}/revision/{name}"] = json.dumps(info).encode()
-        paths[f"{api}/tree/{name}"] = json.dumps([entry(*item) for item in contents.items()]).encode()
-        paths |= {f"/{repo}/resolve/{name}/{file}": data for file, data in contents.items()}
+        paths[f"{api}/tree/{name}"] = json.dumps(tree_of(contents)).encode()
+        for file, data in contents.items():
+            paths[f"/{repo}/resolve/{name}/{file}"] = data
     paths[api] = paths[f"{api}/revision/main"]
     return paths
+
+
+def tree_of(contents):
+    """What a hub tells of {name: bytes}"""
+    entries = []
+    for name, data in contents.items():
+        oid = hashlib.sha1(data).hexdigest()
+        entries.append({"type": "file", "path": name, "size": len(data), "oid": oid})
+    return entries
 
 
 def archive(members, method=zipfile.ZIP_DEFLATED):
@@ -96,10 +111,16 @@ def redirect(monkeypatch, root, archive=NOWHERE, md5=None, models=NOWHERE):
     """
     from huggingface_hub import constants
 
-    monkeypatch.setattr(fetching, "ROOT", root)
-    monkeypatch.setattr(fetching, "SST2_URL", archive)
-    monkeypatch.setattr(fetching, "SST2_MD5", md5 or fetching.SST2_MD5)
+    for room in (checkpoint, dataset):
+        monkeypatch.setattr(room, "ROOT", root)
+    monkeypatch.setattr(dataset, "SST2_URL", archive)
+    monkeypatch.setattr(dataset, "SST2_MD5", md5 or dataset.SST2_MD5)
     monkeypatch.setattr(constants, "ENDPOINT", models)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", models + "/{repo_id}/resolve/{revision}/{filename}")
+    template = models + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # the library waits 23 s between its tries
+    monkeypatch.setattr(time, "sleep", no_sleep)  # the library waits 23 s between its tries
+
+
+def no_sleep(seconds):
+    pass

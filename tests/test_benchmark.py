@@ -3,111 +3,236 @@
 import json
 import statistics
 
-import benchmark
 import pytest
 import torch
 
+import benchmark
+from helpers import ROOT
 from model import GPT2, GPT2Config, Prompt, classify
-
+from support.checkpoint import open_checkpoint
+from support.dataset import Dataset, open_dataset, read_split
 
 CPU = torch.device("cpu")
+SMALL = ["--size", "tiny", "--batch-size", "4", "--prompt-tokens", "3", "--device", "cpu"]
+SHORT = [*SMALL, "--rounds", "1", "--batches", "1"]
+
+# ---- the whole ------------------------------------------------------------------------------
 
 
 def test_it_runs_and_writes_its_figures(tmp_path, capsys, monkeypatch):
     pytest.importorskip("transformers")
-    flags = ["--size", "tiny", "--rounds", "1", "--batches", "1", "--batch-size", "4", "--prompt-tokens", "3"]
-    timed, seconds = [], benchmark.seconds
-    monkeypatch.setattr(benchmark, "seconds", lambda step, *more: timed.append(step) or seconds(step, *more))
-    ratios = benchmark.main([*flags, "--json", str(tmp_path / "figures.json")])
+    timed = []
+    seconds = benchmark.seconds
+
+    def count(contender, device):
+        timed.append(contender)
+        return seconds(contender, device)
+
+    monkeypatch.setattr(benchmark, "seconds", count)
+    ratios = benchmark.main([*SHORT, "--json", str(tmp_path / "figures.json")])
     figures = json.loads((tmp_path / "figures.json").read_text())
-    assert figures["ratios"] == ratios and all(value > 0 for value in ratios.values())
-    assert {"a/d", "g/d", "g/d'", "g/a", "a6/e", "e6/e", "f/d", "f'/d'", "memory a/d"} <= ratios.keys()
-    assert ("g'/d" in ratios, "h/d" in ratios) == ("b/d" in ratios, "c/d" in ratios)  # bfloat16, and PEFT
-    assert len(timed) == (3 + 1) * len(figures["seconds"]) and {*map(len, figures["seconds"].values())} == {1}
+    assert figures["ratios"] == ratios
+    assert all(value > 0 for value in ratios.values())
+    assert {"a/d", "g/d", "g/d'", "g/a", "a6/e", "e6/e", "f/d", "f'/d'"} <= ratios.keys()
+    assert ("g'/d" in ratios) == ("b/d" in ratios)  # both need bfloat16
+    assert ("h/d" in ratios) == ("c/d" in ratios)  # both need PEFT
+    assert {len(spent) for spent in figures["seconds"].values()} == {1}
+    assert len(timed) == (benchmark.WARM_UP + 1) * len(figures["seconds"])
     out = capsys.readouterr().out
-    assert all(benchmark.LABELS[name] in out for name in ("a", "d", "d'", "e", "f", "f'", "g")) and "projected" in out
+    for name in ("a", "d", "d'", "e", "f", "f'", "g"):
+        assert benchmark.LABELS[name] in out
+    assert "projected" in out
     chip = benchmark.chip_of(CPU)
-    assert chip in out and ("bf16" in chip) == (benchmark.body_dtype("auto", CPU) == torch.bfloat16)
+    assert chip in out
+    assert ("bf16" in chip) == (benchmark.body_dtype("auto", CPU) == torch.bfloat16)
+
+
+def test_two_checkouts_take_turns(capsys, tmp_path):
+    """Here both are this one: they come to the same losses, to the last bit."""
+    path = tmp_path / "figures.json"
+    ratios = benchmark.main([*SHORT, "--beside", str(ROOT), "--json", str(path)])
+    wanted = []
+    for name in ("d", "d'", "e"):
+        wanted += [f"here/other {name}", f"here/other {name}, CPU time"]
+    assert list(ratios) == wanted
+    assert all(value > 0 for value in ratios.values())
+    figures = json.loads(path.read_text())
+    [here] = figures["here"]
+    [other] = figures["other"]
+    assert here["losses"] == other["losses"]
+    assert here["losses"]["d"] == pytest.approx(here["losses"]["d'"])  # kept or read: the same
+    assert "here/other" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "naming"),
+    [
+        (["--beside", "nowhere"], "no checkout of this project"),
+        (["--batch-size", "100000"], "fills no batch of 100000 texts"),
+        (["--text-tokens", "1010"], "more than 1024 tokens"),
+        (["--rounds", "0"], "--rounds"),
+        (["--device", "warp"], "no device warp"),
+        (["--json", str(ROOT / "README.md")], "is there already"),
+    ],
+)
+def test_it_refuses_in_one_sentence(capsys, words, naming):
+    with pytest.raises(SystemExit) as end:
+        benchmark.main([*SHORT, *words])
+    assert end.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert naming in line
+
+
+# ---- like with like -------------------------------------------------------------------------
 
 
 def test_batches_stand_for_an_epoch_of_the_same_texts():
-    """Both kinds hold as many of the same texts; but those in random order are unsorted, and so full of pads."""
+    """Both kinds hold as many of the same texts; those in random order are full of pads."""
     args = benchmark.parse_args(["--batch-size", "8", "--batches", "5"])
-    tokenizer = benchmark.Tokenizer(benchmark.ROOT / "weights/tiny/merges.txt")
-    known = {tuple(tokenizer.encode(text)) for text, _ in benchmark.read_split("reviews", "train")}
+    tokenizer = open_checkpoint("tiny").tokenizer
+    known = {tuple(tokenizer.encode(text)) for text, _ in read_split("reviews", "train")}
     (near, near_mean), (mixed, mixed_mean) = benchmark.make_batches(args, CPU)
     for todo, mean in ((near, near_mean), (mixed, mixed_mean)):
-        assert len(todo) == 5 and statistics.mean(ids.shape[1] for ids, _, _ in todo) == pytest.approx(mean, rel=0.05)
+        assert len(todo) == 5
+        widths = [ids.shape[1] for ids, _, _ in todo]
+        assert statistics.mean(widths) == pytest.approx(mean, rel=0.05)
         for ids, lengths, labels in todo:
-            assert len(ids) == len(lengths) == len(labels) == 8 and ids.shape[1] == lengths.max()
-            assert {tuple(row[:length]) for row, length in zip(ids.tolist(), lengths)} <= known
-    ascending = lambda batch: batch[1].tolist() == sorted(batch[1].tolist())
-    assert all(map(ascending, near)) and not any(map(ascending, mixed))
-    filled = [sum(lengths.sum() / ids.numel() for ids, lengths, _ in todo) / 5 for todo in (near, mixed)]
-    assert filled[0] > 0.95 and filled[1] < 0.7
-    assert near_mean < 1.05 * statistics.mean(map(len, known)) and mixed_mean > 1.4 * near_mean
+            assert len(ids) == len(lengths) == len(labels) == 8
+            assert ids.shape[1] == lengths.max()
+            for row, length in zip(ids.tolist(), lengths.tolist(), strict=True):
+                assert tuple(row[:length]) in known
+    assert all(ascends(batch) for batch in near)
+    assert not any(ascends(batch) for batch in mixed)
+    assert filled(near) > 0.95
+    assert filled(mixed) < 0.7
+    assert near_mean < 1.05 * statistics.mean(map(len, known))
+    assert mixed_mean > 1.4 * near_mean
+
+
+def ascends(batch):
+    """Whether the texts of a batch are sorted by length"""
+    lengths = batch[1].tolist()
+    return lengths == sorted(lengths)
+
+
+def filled(todo):
+    """The share of tokens that are no pads"""
+    return statistics.mean((lengths.sum() / ids.numel()).item() for ids, lengths, _ in todo)
+
+
+def test_texts_of_one_length_come_in_one_order():
     [(equal, mean)] = benchmark.make_batches(benchmark.parse_args(["--text-tokens", "30"]), CPU)
-    assert mean == 30 and all(ids.shape == (32, 30) for ids, _, _ in equal)
+    assert mean == 30
+    assert all(ids.shape == (32, 30) for ids, _, _ in equal)
 
 
-def test_who_trains_on_which_batches():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_who_trains_on_which_batches(dtype):
     pytest.importorskip("transformers")
-    C, L, H = benchmark.SIZES["tiny"]
-    for dtype in (torch.float32, torch.bfloat16):
-        gpt2 = GPT2(GPT2Config(benchmark.V, 64, C, L, H)).to(dtype).requires_grad_(False)
-        args = benchmark.parse_args(["--size", "tiny", "--batch-size", "4", "--prompt-tokens", "3"])
-        (near, _), (mixed, _) = benchmark.make_batches(args, CPU)
-        contenders = benchmark.make_contenders(args, gpt2, near, mixed)
-        assert all(batches is (mixed if name[0] in "gh" else near) for name, (_, batches) in contenders.items())
-        for name, of in (("g", "a"), ("g'", "b"), ("h", "c")):  # the very same way to train
-            assert (name in contenders) == (of in contenders)
-            assert name not in contenders or contenders[name][0] is contenders[of][0]
-        assert "g" in contenders and ("g'" in contenders) == (dtype == torch.bfloat16)
-        assert not {"g", "g'", "h"} & benchmark.make_contenders(args, gpt2, near).keys()
+    gpt2 = benchmark.random_gpt2("tiny", CPU, dtype)
+    args = benchmark.parse_args(SMALL)
+    (near, _), (mixed, _) = benchmark.make_batches(args, CPU)
+    contenders = benchmark.make_contenders(args, gpt2, near, mixed)
+    for name, contender in contenders.items():
+        if name == "d'":
+            assert [batch[:3] for batch in contender.batches] == near
+            assert all(len(batch) == 4 for batch in contender.batches)
+        else:
+            assert contender.batches is (mixed if name[0] in "gh" else near)
+    for name, same in benchmark.MIXED.items():  # the very same way to train
+        assert (name in contenders) == (same in contenders)
+        assert name not in contenders or contenders[name].step is contenders[same].step
+    assert "g" in contenders
+    assert ("g'" in contenders) == (dtype == torch.bfloat16)
+    assert not benchmark.MIXED.keys() & benchmark.make_contenders(args, gpt2, near).keys()
+
+
+def test_the_body_has_no_zeros_that_hardware_might_multiply_faster():
+    gpt2 = benchmark.random_gpt2("tiny", CPU, torch.float32)
+    for name, weights in gpt2.named_parameters():
+        assert "ln_" in name or weights.count_nonzero() > 0.99 * weights.numel(), name
+    assert not any(weights.requires_grad for weights in gpt2.parameters())
 
 
 def test_peft_is_trained_on_the_same_and_answers_by_the_batch():
     """One epoch of a few texts: nobody learns much, but all of it runs."""
-    pytest.importorskip("transformers"), pytest.importorskip("peft")
+    pytest.importorskip("transformers")
+    pytest.importorskip("peft")
     import coming_from_peft as beside
 
-    train, held, dev = (pairs[:40] for pairs in beside.train.read_data(beside.train.parse_args([]))[:3])
+    whole = open_dataset("reviews")
+    few = Dataset(
+        name=whole.name,
+        labels=whole.labels,
+        num_labels=2,
+        train=whole.train[:40],
+        held=whole.held[:40],
+        dev=whole.dev[:40],
+        sha256=whole.sha256,
+    )
     for side in ("left", "right"):
         tokenizer, model = beside.peft_model(0, side)
-        assert [p.shape for p in model.parameters() if p.requires_grad] == [(2, 256), (10, 256)] and not model.training
-        accuracy, spent, ask = beside.run_peft(0, side, (train, held, dev), epochs=1)
-        assert 0 < accuracy < 1 and spent > 0
-        alone, among_others = ask([beside.SHORT])[0], ask([beside.SHORT, beside.LONG])[0]
-        assert ask([beside.SHORT] * 2) == pytest.approx([alone] * 2, abs=1e-5) and abs(alone - among_others) > 1e-3
+        shapes = [tuple(p.shape) for p in model.parameters() if p.requires_grad]
+        assert shapes == [(2, 256), (10, 256)]
+        assert not model.training
+        result = beside.run_peft(0, side, few, epochs=1)
+        assert 0 < result.accuracies[0] < 1
+        assert result.seconds[0] > 0
+        alone = result.ask([beside.SHORT])[0]
+        among_others = result.ask([beside.SHORT, beside.LONG])[0]
+        assert result.ask([beside.SHORT] * 2) == pytest.approx([alone] * 2, abs=1e-5)
+        assert abs(alone - among_others) > 1e-3
+
+
+def test_what_is_told_of_both(capsys):
+    pytest.importorskip("transformers")
+    pytest.importorskip("peft")
+    import coming_from_peft as beside
+
+    def ask(texts):
+        return [1 / len(texts)] * len(texts)
+
+    results = {"ours": beside.Result([0.5, 0.75], [3.2], ask)}
+    beside.tell(results, [0, 1])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines if line.startswith("ours")] == [
+        ["ours", "0.5000", "0.7500", "0.6250", "3"],
+        ["ours", "1.0000", "0.5000"],
+    ]
+
+
+# ---- what is measured -----------------------------------------------------------------------
 
 
 def test_the_graph_does_not_grow_with_the_text():
-    """What autograd keeps above the texts' own keys and values: only the attention weights see T."""
+    """What autograd keeps above the texts' own keys and values: only attention weights see T."""
     gpt2 = GPT2(GPT2Config(500, 512, 64, 4, 4)).requires_grad_(False)
+    step = benchmark.ours(gpt2, [5])
     sizes = []
     for T in (10, 410):
-        batch = (torch.randint(500, (8, T)), torch.full((8,), T), torch.zeros(8, dtype=torch.int64))
-        kept, texts = benchmark.graph_bytes(benchmark.ours(gpt2, [5]), batch)
-        weights = {p.untyped_storage().data_ptr() for p in gpt2.parameters()}
-        sizes.append(sum(size for pointer, size in kept.items() if pointer not in texts | weights))
+        labels = torch.zeros(8, dtype=torch.int64)
+        batch = (torch.randint(500, (8, T)), torch.full((8,), T), labels)
+        sizes.append(benchmark.graph_bytes(gpt2, step, batch))
     attention = 4 * 8 * 4 * 5 * 400 * 4  # layers, batch, heads, queries, more keys, bytes
-    assert sizes[1] - sizes[0] < 4 * attention and attention < 0.1 * 4 * 2 * 8 * 400 * 64 * 4 * 5
+    assert sizes[1] - sizes[0] < 4 * attention
+    assert attention < 0.1 * 4 * 2 * 8 * 400 * 64 * 4 * 5
 
 
-def test_the_floor_is_made_of_the_products_of_one_step():
+def test_the_floor_is_made_of_the_products_of_one_step(monkeypatch):
     """Counted on the real step: every nn.Linear that runs, and its rows."""
-    gpt2, P = GPT2(GPT2Config(500, 64, 32, 3, 2)).requires_grad_(False), 5
+    gpt2 = GPT2(GPT2Config(500, 64, 32, 3, 2)).requires_grad_(False)
+    P = 5
     batch = (torch.randint(500, (4, 9)), torch.full((4,), 9), torch.zeros(4, dtype=torch.int64))
-    seen, linear = [], torch.nn.Linear.forward
+    seen = []
+    linear = torch.nn.Linear.forward
 
     def count(self, x):
         seen.append((x.shape[0] * x.shape[1], tuple(self.weight.shape)))
         return linear(self, x)
 
-    torch.nn.Linear.forward = count
-    try:
-        classify(gpt2, [Prompt(torch.zeros(P, 32), torch.zeros(2, 32))], batch[0], batch[1])
-    finally:
-        torch.nn.Linear.forward = linear
-    forward, _ = benchmark.products(gpt2, P)(batch)
+    monkeypatch.setattr(torch.nn.Linear, "forward", count)
+    prompt = Prompt(torch.zeros(P, 32), torch.zeros(2, 32))
+    classify(gpt2, [prompt], batch[0], batch[1])
+    forward, _ = benchmark.products(gpt2, P, batch)
     assert [(rows, tuple(weight.shape)) for rows, weight in forward] == seen

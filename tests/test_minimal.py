@@ -1,28 +1,35 @@
 """minimal.py is the whole method: it trains, it scores, and it leans on nothing of ours."""
 
 import ast
+import random
 import re
 
+import pytest
 import torch
-from checkpoints import TINY, random_weights, sizes
 
 import minimal
-from data import Tokenizer, read_split
+from helpers import ROOT, TINY, random_weights, sizes
+from support.checkpoint import open_checkpoint
 
-ROOT = TINY.parent.parent
+SOURCE = (ROOT / "minimal.py").read_text(encoding="utf-8")
 
 
 def test_it_learns():
     """Two words that stand for two labels, told apart by a random model"""
     torch.manual_seed(0)
+    random.seed(0)
     config = sizes()
     weights = random_weights(config)
-    examples = [([40 + label, word], label) for label in (0, 1) for word in range(60, 80)]
+    examples = []
+    for label in (0, 1):
+        examples += [([40 + label, word], label) for word in range(60, 80)]
     vectors, head = minimal.train(examples, weights, config, P=3, steps=40)
-    assert vectors.shape == (3, 10) and head.shape == (2, 10)
+    assert vectors.shape == (3, 10)
+    assert head.shape == (2, 10)
     right = 0
     for ids, label in examples:
-        right += int(minimal.logits_of(ids, vectors, head, weights, config).argmax()) == label
+        logits = minimal.logits_of(ids, vectors, head, weights, config)
+        right += int(logits.argmax()) == label
     assert right >= 36
 
 
@@ -30,24 +37,34 @@ def test_it_prints_an_accuracy_beside_the_majority(capsys):
     minimal.main(steps=20)
     out = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"step 20 of 20, loss \d\.\d{3}", out[0])
-    assert re.fullmatch(r"accuracy 0\.\d{4} of 399 texts; the majority's 0\.5113", out[-1])
+    last = r"accuracy 0\.\d{4} of 399 texts; the majority's 0\.5113"
+    assert re.fullmatch(last, out[-1])
 
 
-def test_it_reads_texts_as_data_py_does():
-    tokenizer = Tokenizer(TINY / "merges.txt")
-    truth = [(tokenizer.encode(text), label) for text, label in read_split("reviews", "dev")]
+@pytest.mark.parametrize("split", ["train", "dev"])
+def test_it_reads_texts_as_data_py_does(split):
+    tokenizer = open_checkpoint("tiny").tokenizer
+    path = ROOT / "reviews" / f"{split}.tsv"
+    truth = []
+    for line in path.read_text(encoding="utf-8").splitlines()[1:]:
+        text, label = line.split("\t")
+        truth.append((tokenizer.encode(text.strip()), int(label)))
     bpe = minimal.tokenizer(TINY / "merges.txt")
-    assert minimal.read(ROOT / "reviews" / "dev.tsv", bpe) == truth
+    assert minimal.read(path, bpe) == truth
 
 
-def test_it_imports_nothing_of_ours_and_stays_a_page():
-    text = (ROOT / "minimal.py").read_text(encoding="utf-8")
+def test_it_imports_nothing_of_ours():
     names = set()
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(ast.parse(SOURCE)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             names.add(node.module)
     standard = {"csv", "json", "math", "random", "pathlib"}
     assert names == standard | {"tiktoken", "torch", "safetensors.torch"}
-    assert len(text.splitlines()) <= 150 and max(map(len, text.splitlines())) <= 100
+
+
+def test_it_stays_a_page():
+    lines = SOURCE.splitlines()
+    assert len(lines) <= 150
+    assert max(map(len, lines)) <= 100

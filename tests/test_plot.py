@@ -1,0 +1,258 @@
+"""report/plot.py: what its pictures show, and the files that they go to."""
+
+import dataclasses
+import json
+import sys
+import time
+
+import pytest
+from test_table import number_rows
+
+from desk import SHIPPED, Row, ask, told, write_run
+from report import plot, table
+from support.statistics import wilson
+
+pytest.importorskip("matplotlib")
+
+
+@pytest.fixture
+def drawn(monkeypatch, capsys, tmp_path):
+    """A function that runs a command which writes a picture, and gives its figure."""
+    from matplotlib.figure import Figure
+
+    kept = []
+    save = Figure.savefig
+
+    def spy(self, *to, **how):
+        kept.append(self)
+        return save(self, *to, **how)
+
+    def run(*argv, kind="png"):
+        monkeypatch.setattr(Figure, "savefig", spy)
+        out = tmp_path / f"picture{len(kept)}.{kind}"
+        code, _, err = ask(capsys, *argv, "--out", out)
+        assert code == 0, err
+        return kept[-1]
+
+    return run
+
+
+def points(container):
+    """[x, y] of a line with intervals."""
+    return container.lines[0].get_xydata().tolist()
+
+
+# ---- scores by length -----------------------------------------------------------------------
+
+
+def test_every_rate_is_a_line_of_scores_by_length(drawn, runs):
+    left, *_ = drawn("plot", *runs).axes
+    lines = {box.get_label(): box for box in left.containers}
+    assert list(lines) == ["head, lr 0.03", "prompt+head, lr 0.03", "prompt+head, lr 0.01"]
+    assert points(lines["head, lr 0.03"]) == [[1, 0.55], [5, 0.60]]
+    one, five = points(lines["prompt+head, lr 0.03"])
+    assert one == [pytest.approx(1.03), pytest.approx(0.72)]  # lines stand side by side
+    assert five == [pytest.approx(5 * 1.03), 0.80]
+    assert points(lines["prompt+head, lr 0.01"]) == [[pytest.approx(5 * 1.03**2), 0.90]]
+    assert left.get_title() == "tiny on reviews"
+    assert left.get_ylabel() == "mean accuracy on dev, 95 % intervals"
+    assert left.get_xscale() == "log"
+    assert [text.get_text() for text in left.get_xticklabels()] == ["1", "5"]
+
+
+def test_intervals_and_baselines(drawn, runs):
+    left, *_ = drawn("plot", *runs).axes
+    lines = {box.get_label(): box for box in left.containers}
+    bars = lines["prompt+head, lr 0.03"].lines[2][0].get_segments()
+    for bar, right in zip(bars, (288, 320), strict=True):
+        assert [end[1] for end in bar] == pytest.approx(wilson(right, 400))
+    levels = {line.get_label(): line.get_ydata()[0] for line in left.lines}
+    assert levels["majority"] == 0.52
+    assert levels["untrained"] == pytest.approx(0.5)
+
+
+# ---- learning curves ------------------------------------------------------------------------
+
+
+def test_every_prompt_has_a_curve_with_its_choice_marked(drawn, runs):
+    _, right, losses = drawn("plot", *runs).axes
+    order = [(0.75, 2, "C0"), (0.71, 2, "C1"), (0.69, 2, "C1")]  # P = 1: head alone first
+    order += [(0.65, 2, "C2"), (0.64, 3, "C3"), (0.66, 2, "C4")]
+    for line, (y, chosen, color) in zip(right.lines, order, strict=True):
+        wanted = [[1, pytest.approx(y - 0.2)], [2, y], [3, pytest.approx(y - 0.1)]]
+        assert line.get_xydata().tolist() == wanted
+        assert (line.get_markevery(), line.get_color()) == ([chosen - 1], color)
+        assert line.get_marker() in "ox"
+    for line, (_, _, color) in zip(losses.lines, order, strict=True):
+        assert line.get_ydata().tolist() == [0.6, 0.5, 0.55]
+        assert line.get_color() == color
+    styles = [line.get_linestyle() for line in right.lines]
+    assert styles == ["--", "-", "-", "--", "-", "-"]
+    labels = [axes.get_ylabel() for axes in (right, losses)]
+    assert labels == ["accuracy on selection", "loss on selection"]
+    names = [text.get_text() for text in right.get_legend().get_texts()]
+    assert names[0] == "P = 1, head, lr 0.03"
+    assert names[-2:] == ["P = 5, prompt+head, lr 0.01", "P = 5, prompt+head, lr 0.03"]
+
+
+def test_each_model_and_data_set_is_a_row_of_panels(drawn, runs, tmp_path):
+    row = Row("g", 5, 0, 0.70, 0.99, 0.4, recipe={"data": "sst2"})
+    other = write_run(tmp_path / "other", row)
+    figure = drawn("plot", runs[0], other)
+    assert len(figure.axes) == 6
+    titles = [axes.get_title() for axes in figure.axes[::3]]
+    assert titles == ["tiny on reviews", "tiny on sst2"]
+    assert [axes.get_title() for axes in figure.axes[1::3]] == ["tiny on reviews", "tiny on sst2"]
+    first, second = figure.axes[1], figure.axes[4]
+    assert [len(first.lines), len(second.lines)] == [4, 1]
+    assert second.lines[0].get_ydata()[1] == 0.99
+    lower = figure.axes[3]
+    assert points(lower.containers[0]) == [[5, 0.70]]
+    levels = {line.get_label(): line.get_ydata()[0] for line in lower.lines}
+    assert levels["untrained"] == 0.4
+    width, height = figure.get_size_inches()
+    assert 1 < width / height < 3
+
+
+def test_a_prompt_without_a_log_has_no_curve(drawn, tmp_path):
+    assert len(drawn("plot", SHIPPED).axes) == 1
+    run = write_run(tmp_path / "run", Row("a", recipe={"data": "d"}))
+    assert len(drawn("plot", run, SHIPPED).axes) == 4
+
+
+def test_numbers_are_drawn_by_their_error(drawn, desk, tmp_path):
+    run = write_run(tmp_path / "run", *number_rows(desk, tmp_path))
+    left, losses = drawn("plot", run).axes
+    assert left.get_ylabel() == "mean squared error on dev"
+    assert points(left.containers[0]) == [[3, 1.5]]
+    levels = {line.get_label(): line.get_ydata()[0] for line in left.lines}
+    assert levels["constant"] == 2.5
+    assert losses.get_ylabel() == "loss on selection"
+
+
+# ---- the log --------------------------------------------------------------------------------
+
+
+def test_a_log_is_read_once_for_all_prompts(monkeypatch, tmp_path):
+    rows = [Row("a", 1, seed) for seed in range(5)]
+    run = write_run(tmp_path / "run", *rows)
+    read = []
+    real = plot.read_log
+    monkeypatch.setattr(plot, "read_log", lambda path: read.append(path) or real(path))
+    curves = plot.curves_of(table.trained([run]))
+    assert len(read) == 1
+    assert [len(lines) for lines in curves.values()] == [3] * 5
+
+
+def test_a_long_log_is_read_in_little_time(tmp_path):
+    run = write_run(tmp_path / "run", *[Row("a", 1, seed) for seed in range(48)])
+    lines = (run / "metrics.jsonl").read_text() * 50
+    (run / "metrics.jsonl").write_text(lines)
+    files = table.trained([run])
+    began = time.perf_counter()
+    curves = plot.curves_of(files)
+    assert time.perf_counter() - began < 10
+    assert sum(map(len, curves.values())) == 48 * 150
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"step": 1}', '{"step": "x"}'])
+def test_a_line_that_is_none_is_named(capsys, tmp_path, line):
+    run = write_run(tmp_path / "run", Row("a"))
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write(line + "\n")
+    code, out, err = ask(capsys, "plot", run, "--out", tmp_path / "x.svg")
+    assert code == 2
+    assert "metrics.jsonl, line 7" in err
+    assert not out
+    assert not (tmp_path / "x.svg").exists()
+
+
+def test_a_loss_that_was_no_number_leaves_a_gap(drawn, tmp_path):
+    run = write_run(tmp_path / "run", Row("a"))
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines[1]["loss"] = None
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    *_, losses = drawn("plot", run).axes
+    first, second, third = losses.lines[0].get_ydata()
+    assert second is None or second != second
+    assert (first, third) == (0.6, 0.55)
+
+
+# ---- files ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind,start", [("png", b"\x89PNG"), ("SVG", b"<?xml"), ("pdf", b"%PDF")])
+def test_a_picture_is_of_the_kind_of_its_name(capsys, runs, tmp_path, kind, start):
+    out = tmp_path / f"a.{kind}"
+    assert ask(capsys, "plot", *runs, SHIPPED, "--out", out)[:2] == (0, f"see {out}\n")
+    assert out.read_bytes().startswith(start)
+
+
+def test_json_names_the_picture(capsys, runs, tmp_path):
+    out = tmp_path / "z.png"
+    assert told(capsys, "plot", runs[0], "--out", out) == [{"file": str(out)}]
+
+
+def test_without_matplotlib_there_is_one_sentence(capsys, runs, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    code, _, err = ask(capsys, "plot", *runs, "--out", tmp_path / "b.png")
+    assert code == 2
+    assert "pip install" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", ["png", "svg"])
+@pytest.mark.parametrize("verb", ["plot", "attention"])
+def test_nothing_is_written_over(capsys, desk, runs, tmp_path, verb, kind):
+    argv = {"plot": ["plot", runs[0]], "attention": ["attention", desk.a, "x y"]}[verb]
+    own = tmp_path / f"own.{kind}"
+    assert [ask(capsys, *argv, "--out", own)[0] for _ in range(2)] == [0, 2]
+    other = tmp_path / f"other.{kind}"
+    link = tmp_path / f"link.{kind}"
+    folder = tmp_path / f"folder.{kind}"
+    other.write_text("a day's work\n")
+    link.symlink_to(own)
+    folder.mkdir()
+    before = own.read_bytes()
+    for target in (other, link, folder):
+        code, out, err = ask(capsys, *argv, "--out", target)
+        assert code == 2
+        assert str(target) in err
+        assert not out
+    assert other.read_text() == "a day's work\n"
+    assert own.read_bytes() == before
+    assert link.is_symlink()
+    assert not [*tmp_path.glob(".*")]
+    assert not [*folder.iterdir()]
+
+
+def test_what_is_put_there_during_the_work_stays(capsys, monkeypatch, runs, tmp_path):
+    out = tmp_path / "x.png"
+    real = plot.draw
+
+    def slow(figure, files):
+        out.write_text("somebody's\n")
+        real(figure, files)
+
+    monkeypatch.setattr(plot, "draw", slow)
+    assert ask(capsys, "plot", runs[0], "--out", out)[0] == 2
+    assert out.read_text() == "somebody's\n"
+    assert not [*tmp_path.glob(".*")]
+
+
+def test_where_a_picture_cannot_be_is_told_before_the_work(capsys, desk, monkeypatch, tmp_path):
+    import evaluate
+
+    monkeypatch.setattr(evaluate, "open_checkpoint", lambda *how: pytest.fail("was opened"))
+    for name in ("nowhere/x.png", "x.gif"):
+        code, _, err = ask(capsys, "attention", desk.a, "x", "--out", tmp_path / name)
+        assert code == 2
+        assert name in err
+
+
+def test_names_in_a_picture_do_not_speak(drawn, tmp_path):
+    row = Row("a", recipe={"data": "odd\x1b[31m$x$_"})
+    run = write_run(tmp_path / "run", row)
+    figure = drawn("plot", run, kind="svg")
+    assert figure.axes[0].get_title().startswith("tiny on odd\\x1b[31m$x$_")
+    assert dataclasses.is_dataclass(row)

@@ -28,6 +28,7 @@ from support import processes
 from support.answers import Answer, answer_lines, emit_answers, refuse_together, table_to_answer
 from support.checkpoint import open_checkpoint
 from support.dataset import read_split
+from support.packed import pack
 from support.prompt_file import read_prompt, refuse_misfit
 from support.questions import asked, of_a_split
 from support.records import Count, hints_of, read
@@ -70,6 +71,7 @@ class Classifier:
         self.checkpoint = open_checkpoint(name, model is not None)
         self.tokenizer = self.checkpoint.tokenizer
         self.gpt2 = self.checkpoint.load(processes.body_dtype(dtype, self.device), self.device)
+        pack(self.gpt2, with_gradient=False)
 
         # Vectors of one model mean nothing on another.  Its hash is known once it has been read.
         for file in files:

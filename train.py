@@ -28,6 +28,7 @@ from report import training
 from support import checkpoint, dataset
 from support.first_vectors import FirstVectors
 from support.meter import Meter
+from support.packed import pack
 from support.processes import all_reduce, body_dtype, device_of, joined, part_of, rank_0_decides
 from support.prompt_file import parse_prompt, prompt_bytes
 from support.request import came_to, parse_request
@@ -288,6 +289,7 @@ def train(request, argv, stop):
     # What will be written has to be what can be read.
     parse_prompt(prompt_bytes(trials[0].file(facts)), "the prompt")
 
+    pack(gpt2, with_gradient=settings.train == "prompt+head")
     run = RunFolder(settings.out, facts, base, device)
     with run.at_work(stop, request.resume, request.overwrite):
         with stop.hold():

@@ -111,7 +111,7 @@ def read_tokenizer_json(path):
     whole = read_object(path)
     with damaged(path, "is no tokenizer.json as it is read here"):
         model = {"type": "BPE", **whole["model"]}
-        refuse_other_rules(path, whole, model)
+        refuse_other_rules(whole, model)
         merges = []
         for merge in model["merges"]:
             # Older files have "a b" for ["a", "b"].
@@ -189,7 +189,7 @@ def refuse_added_space(path):
             )
 
 
-def refuse_other_rules(path, whole, model):
+def refuse_other_rules(whole, model):
     """Whatever in a tokenizer.json makes other tokens of a text than GPT-2's rules do."""
     before = only_one(whole.get("pre_tokenizer"), "pretokenizers")
     after = whole.get("post_processor")

@@ -36,7 +36,7 @@ if hasattr(signal, "SIGHUP"):  # not on Windows
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-from desk import desk, runs  # noqa: E402, F401
+from desk import desk, drawn, runs  # noqa: E402, F401
 from helpers import ask, random_weights, sizes, write_checkpoint, write_data  # noqa: E402, F401
 from support import processes  # noqa: E402
 

@@ -221,3 +221,37 @@ def number_prompt(desk, folder, **scores):
     file = read_prompt(desk.a)
     file = dataclasses.replace(file, prompt=prompt, labels=["0", "1"], scores=Scores(**scores))
     return write_prompt(folder / "number.safetensors", file)
+
+
+def number_rows(desk, tmp_path):
+    """Two seeds of a regression."""
+    file = read_prompt(number_prompt(desk, tmp_path))
+    scores = {"majority": None, "constant_loss": 2.5, "untrained_loss": 3.5}
+    rows = []
+    for name, loss in (("a", 1.25), ("b", 1.75)):
+        more = scores | {"loss": loss, "pearson": 0.5}
+        known = {"accuracy": None, "selected": None, "untrained": None, "selected_loss": loss + 1}
+        rows.append(Row(name, 3, len(rows), scores=more, file=file, **known))
+    return rows
+
+
+@pytest.fixture
+def drawn(monkeypatch, capsys, tmp_path):
+    """A function that runs a command which writes a picture, and gives its figure."""
+    from matplotlib.figure import Figure
+
+    kept = []
+    save = Figure.savefig
+
+    def spy(self, *to, **how):
+        kept.append(self)
+        return save(self, *to, **how)
+
+    def run(*argv, kind="png"):
+        monkeypatch.setattr(Figure, "savefig", spy)
+        out = tmp_path / f"picture{len(kept)}.{kind}"
+        code, _, err = ask(capsys, *argv, "--out", out)
+        assert code == 0, err
+        return kept[-1]
+
+    return run

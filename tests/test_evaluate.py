@@ -36,6 +36,7 @@ from helpers import TINY
 from metrics import score, score_of
 from model import Prompt
 from support import answers
+from support.packed import PackedLinear
 from support.prompt_file import read_prompt
 from support.questions import VERBS
 from support.terminal import sentence_of, shown
@@ -61,6 +62,9 @@ def seen():
     handle.remove()
 
 
+LINEAR = (torch.nn.Linear, PackedLinear)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_verb_asks_without_a_graph_and_in_the_dtype_asked_for(capsys, desk, seen, dtype):
     """Or memory would grow with the split, and time where the hardware is slow."""
@@ -70,7 +74,7 @@ def test_every_verb_asks_without_a_graph_and_in_the_dtype_asked_for(capsys, desk
         seen.clear()
         assert ask(capsys, *argv, *flags)[0] == 0
         assert not any(graph for *_, graph in seen)
-        given = {kind for module, _, kind, _ in seen if isinstance(module, torch.nn.Linear)}
+        given = {kind for module, _, kind, _ in seen if isinstance(module, LINEAR)}
         assert given == {dtype}
 
 

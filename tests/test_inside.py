@@ -6,7 +6,6 @@ import shutil
 
 import pytest
 import torch
-from test_plot import drawn  # noqa: F401
 
 import evaluate
 from desk import EXACT, NAMES, SHIPPED, ask, changed, number_prompt, told

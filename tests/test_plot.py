@@ -6,35 +6,12 @@ import sys
 import time
 
 import pytest
-from test_table import number_rows
 
-from desk import SHIPPED, Row, ask, told, write_run
+from desk import SHIPPED, Row, ask, number_rows, told, write_run
 from report import plot, table
 from support.statistics import wilson
 
 pytest.importorskip("matplotlib")
-
-
-@pytest.fixture
-def drawn(monkeypatch, capsys, tmp_path):
-    """A function that runs a command which writes a picture, and gives its figure."""
-    from matplotlib.figure import Figure
-
-    kept = []
-    save = Figure.savefig
-
-    def spy(self, *to, **how):
-        kept.append(self)
-        return save(self, *to, **how)
-
-    def run(*argv, kind="png"):
-        monkeypatch.setattr(Figure, "savefig", spy)
-        out = tmp_path / f"picture{len(kept)}.{kind}"
-        code, _, err = ask(capsys, *argv, "--out", out)
-        assert code == 0, err
-        return kept[-1]
-
-    return run
 
 
 def points(container):

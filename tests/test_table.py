@@ -6,7 +6,18 @@ import math
 import pytest
 import torch
 
-from desk import EXACT, Row, ask, changed, head, number_prompt, told, write_run, write_split
+from desk import (
+    EXACT,
+    Row,
+    ask,
+    changed,
+    head,
+    number_prompt,
+    number_rows,
+    told,
+    write_run,
+    write_split,
+)
 from metrics import score_of
 from report import table
 from support.prompt_file import read_prompt
@@ -184,18 +195,6 @@ def test_a_head_alone_is_best_only_where_nothing_else_is(capsys, tmp_path):
 
 
 # ---- numbers --------------------------------------------------------------------------------
-
-
-def number_rows(desk, tmp_path):
-    """Two seeds of a regression."""
-    file = read_prompt(number_prompt(desk, tmp_path))
-    scores = {"majority": None, "constant_loss": 2.5, "untrained_loss": 3.5}
-    rows = []
-    for name, loss in (("a", 1.25), ("b", 1.75)):
-        more = scores | {"loss": loss, "pearson": 0.5}
-        known = {"accuracy": None, "selected": None, "untrained": None, "selected_loss": loss + 1}
-        rows.append(Row(name, 3, len(rows), scores=more, file=file, **known))
-    return rows
 
 
 def test_a_regression_is_told_by_its_squared_error(capsys, desk, tmp_path):

@@ -265,7 +265,7 @@ class RunFolder:
                 with stop.hold():
                     rank_0_decides(lambda: self.open(closing, resume, overwrite))
                     self.identity = sha256(ours(self.path, "run.json"))
-                    self.stored = self.read_checkpoint()
+                    self.stored = self.read_checkpoint(resume)
                 yield self
         except Stopped as stopped:
             raise Stopped(stopped.number, f"stopped; {self.way_on()}") from None
@@ -386,7 +386,7 @@ class RunFolder:
             state_of(data)  # what is written has to be what can be read
         self.write(CHECKPOINT, data)
 
-    def read_checkpoint(self):
+    def read_checkpoint(self, resume):
         """The tree that `save` wrote, if it is this run's and whole; the log is cut to fit."""
         path = ours(self.path, CHECKPOINT)
         log = ours(self.path, "metrics.jsonl")
@@ -400,7 +400,7 @@ class RunFolder:
                 before = read_bytes(log)[: stored["log"]]
                 if hashlib.sha256(before).hexdigest() != stored["log_sha256"]:
                     raise ValueError("metrics.jsonl is not what it was")
-        elif (self.path / "summary.json").exists():
+        elif resume:
             warn(f"{self.path} has no checkpoint: the run begins again")
         self.log_hash = hashlib.sha256(before)
         self.log_length = len(before)

@@ -118,6 +118,18 @@ def test_a_run_that_is_whole_stays_so(place, monkeypatch):
     assert not steps
 
 
+@pytest.mark.parametrize("at", [3, None])
+def test_a_run_without_its_checkpoint_says_that_it_begins_again(place, monkeypatch, capsys, at):
+    if at:
+        stop_at(monkeypatch, at, *BASE, *FLAGS, "--out", "run")
+    else:
+        run("--steps", 8)
+    shutil.rmtree("run/checkpoint")
+    capsys.readouterr()
+    train.main(["--resume", "run"])
+    assert "has no checkpoint: the run begins again" in capsys.readouterr().err
+
+
 def test_a_checkpoint_comes_every_200_steps_within_an_epoch_too(place, monkeypatch):
     """The folder as a kill leaves it in step 214, moved elsewhere, goes on from step 200."""
     rows = "".join(f"film {i}\t{i % 2}\n" for i in range(250))

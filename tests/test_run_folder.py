@@ -19,7 +19,7 @@ import torch
 
 import evaluate
 import train
-from helpers import ROOT, ask, contents, copy_tree, rewrite
+from helpers import ask, contents, copy_tree, rewrite
 from run_helpers import (
     BASE,
     CHECKPOINT,
@@ -644,8 +644,7 @@ def test_a_command_that_is_printed_goes_on_with_any_folder(place, monkeypatch, c
     if not name.isprintable():
         pytest.skip("a terminal shows such a name escaped; no shell would take it back")
     words = printed_command(err)
-    assert words[0] == "python"
-    assert Path(words[1]).resolve() == ROOT / "train.py"
+    assert words[:2] == ["python", "train.py"]
     assert end(*words[2:]) == 0
     assert Path(f"./{name}", "summary.json").exists()
 

@@ -14,6 +14,8 @@ RUN is a run folder (its best prompt answers), a prompt folder in it, or a promp
 prompts (score and predict: --with RUN, --all) answer together, an ensemble, by their mean logits.
 """
 
+import support.threads  # noqa: F401  before torch
+
 import contextlib
 import os
 import sys

@@ -240,9 +240,10 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     with StopRequest() as stop:
         request = parse_request(argv, __doc__)
-        with joined(device_of(request.settings.device)):
+        device = device_of(request.settings.device)
+        with joined(device):
             rank_0_decides(lambda: refuse_other_runs(request))
-            train(request, argv, stop)
+            train(request, device, argv, stop)
 
 
 def refuse_other_runs(request):
@@ -252,10 +253,9 @@ def refuse_other_runs(request):
         refuse_folder(Path(asked.out), request.overwrite, asked.init)
 
 
-def train(request, argv, stop):
+def train(request, device, argv, stop):
     """A run from its request to its summary.  Nothing is written before all of it is there."""
     settings = request.settings
-    device = device_of(settings.device)
     # What the prompts learn from, and what they ride on.
     columns = {"text_column": settings.text_column, "label_column": settings.label_column}
     asked = {"num_labels": settings.num_labels, "select_on": settings.select_on}

@@ -99,6 +99,19 @@ def contents(folder):
     return {path: path.read_bytes() for path in paths if path.is_file()}
 
 
+def entries(folder):
+    """{name: (kind, content)} of all that lies in a folder, links not followed"""
+    found = {}
+    for path in folder.rglob("*"):
+        content = None
+        if path.is_symlink():
+            content = os.readlink(path)
+        elif path.is_file():
+            content = path.read_bytes()
+        found[path.relative_to(folder).as_posix()] = (path.lstat().st_mode >> 12, content)
+    return found
+
+
 def names_in(folder):
     """The names of all that lies in a folder, in order"""
     return sorted(os.listdir(folder))

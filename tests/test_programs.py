@@ -18,7 +18,7 @@ import pytest
 
 import evaluate
 import train
-from helpers import ROOT, ask, copy_tree, rewrite
+from helpers import ROOT, ask, copy_tree, entries, rewrite
 from hostile import ODD_BYTES, assembled, mutate, parts
 from run_helpers import SHORT, end, prompt_path, read_json, refused
 from servers import hub, redirect, serve
@@ -468,19 +468,6 @@ def test_a_text_that_cannot_be_read_ends_in_one_sentence(here, capsys, text):
 
 
 # ---- what the project did not write stays as it is ------------------------------------------
-
-
-def entries(folder):
-    """{name: (kind, content)} of all that lies in a folder, links not followed"""
-    found = {}
-    for path in folder.rglob("*"):
-        content = None
-        if path.is_symlink():
-            content = os.readlink(path)
-        elif path.is_file():
-            content = path.read_bytes()
-        found[path.relative_to(folder).as_posix()] = (path.lstat().st_mode >> 12, content)
-    return found
 
 
 def put(draw, path, kind, outside):

@@ -19,7 +19,7 @@ import torch
 
 import evaluate
 import train
-from helpers import ask, contents, copy_tree, rewrite
+from helpers import ask, contents, copy_tree, entries, rewrite
 from run_helpers import (
     BASE,
     CHECKPOINT,
@@ -279,19 +279,6 @@ FORCED = list(itertools.product(PLACES, ["link", "file", "hard", "fifo"]))
 KINDS = ["file", "file", "file", "folder", "link", "link", "hard", "fifo", "device"]
 REGULAR = stat.S_IFREG >> 12
 FOLDER = stat.S_IFDIR >> 12
-
-
-def entries(folder):
-    """{name: (kind, content)} of all that lies in a folder, links not followed"""
-    found = {}
-    for path in folder.rglob("*"):
-        content = None
-        if path.is_symlink():
-            content = os.readlink(path)
-        elif path.is_file():
-            content = path.read_bytes()
-        found[path.relative_to(folder).as_posix()] = (path.lstat().st_mode >> 12, content)
-    return found
 
 
 def foreign_text(draw, name):

@@ -57,15 +57,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where the mod
 import support.threads  # noqa: F401  before torch, as in train.py
 
 import torch
-import torch.nn.functional as F
 from tqdm import trange
 
+import record
 from data import batches, collate, cut
 from model import GPT2, GPT2Config, Prompt
+from record import chip_of
 from support.checkpoint import open_checkpoint
 from support.dataset import read_split
-from support.files import new_file
-from support.processes import body_dtype, cpu_flags, device_of
+from support.packed import PackedLinear, multiply, pack
+from support.processes import body_dtype, device_of
 from support.settings import Parser, Settings, add_flag, checked
 from support.terminal import ending, say, warn
 from train import train_step
@@ -111,14 +112,16 @@ class Contender:
 
 
 def random_gpt2(size, device, dtype):
-    """Our body with random weights, frozen."""
+    """Our body with random weights, frozen, and packed as train.py packs it."""
     C, L, H = SIZES[size]
     with torch.device(device):
         gpt2 = GPT2(GPT2Config(V, POSITIONS, C, L, H))
     # Its tables begin as zeros, and hardware may multiply zeros faster than numbers.
     for table in (gpt2.wte, gpt2.wpe):
         torch.nn.init.normal_(table.weight, std=0.02)
-    return gpt2.to(dtype).requires_grad_(False)
+    gpt2.to(dtype).requires_grad_(False)
+    pack(gpt2, with_gradient=True)
+    return gpt2
 
 
 def ours(gpt2, lengths):
@@ -138,22 +141,22 @@ def ours(gpt2, lengths):
 
 
 def layers(gpt2, rows, last_rows):
-    """(rows, weight) of each matrix that a sequence passes.
+    """(rows, linear map) of each matrix that a sequence passes.
 
     last_rows: how many rows go on after the last block's keys and values.
     """
     found = []
     for block in gpt2.h:
-        found.append((rows, block.attn.c_attn.weight))
+        found.append((rows, block.attn.c_attn))
         after = last_rows if block is gpt2.h[-1] else rows
         if after:
             for layer in (block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj):
-                found.append((after, layer.weight))
+                found.append((after, layer))
     return found
 
 
 def products(gpt2, P, batch, read=True):
-    """The matrix products of one of our steps: (rows, weight) of the forward pass, then backward.
+    """The matrix products of one of our steps: (rows, linear map) forward, then backward.
 
     read: whether the texts are read, not kept.
     """
@@ -176,12 +179,19 @@ def run_products(gpt2, P, read=True):
     @torch.no_grad()
     def step(batch):
         forward, backward = products(gpt2, P, batch, read)
-        for rows, weight in forward:
-            F.linear(numbers(rows, weight.shape[1]), weight)
-        for rows, weight in backward:
-            numbers(rows, weight.shape[0]) @ weight
+        for rows, linear in forward:
+            linear(numbers(rows, linear.in_features))
+        for rows, linear in backward:
+            way_back(numbers(rows, linear.out_features), linear)
 
     return step
+
+
+def way_back(gradient, linear):
+    """What a gradient (rows, out) becomes before a linear map -> (rows, in)"""
+    if isinstance(linear, PackedLinear):
+        return multiply(gradient, linear.back, None)
+    return gradient @ linear.weight
 
 
 def make_contenders(args, gpt2, near, mixed=None):
@@ -380,22 +390,9 @@ def operations(gpt2, P, near):
     total = 0
     for batch in near:
         for part in products(gpt2, P, batch):
-            for rows, weight in part:
-                total += 2 * rows * weight.numel()
+            for rows, linear in part:
+                total += 2 * rows * linear.in_features * linear.out_features
     return total
-
-
-def chip_of(device):
-    """Its name; of a CPU also which instructions it has of those that matter here."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    info = cpu_flags()
-    named = re.search(r"^model name\s*: (.+)", info, re.MULTILINE)
-    words = [named[1] if named else platform.machine()]
-    for flag in ("avx2", "avx512_bf16", "amx_bf16"):
-        if re.search(rf"\b{flag}\b", info):
-            words.append(flag)
-    return " ".join(words)
 
 
 # ---- the figures ----------------------------------------------------------------------------
@@ -511,7 +508,16 @@ def beside(args, device):
         turns = [("here", here), ("other", other)]
         for side, folder in turns if number % 2 == 0 else reversed(turns):
             figures[side].append(ask(folder, request))
+        ratios = [f"{name} {ratio:.3f}" for name, ratio in last_round(figures).items()]
+        say(f"round {number + 1} of {args.rounds}: here/other {'  '.join(ratios)}")
     return figures
+
+
+def last_round(figures):
+    """{name: this checkout's time divided by the other's}, of the round that was measured last."""
+    here = figures["here"][-1]["seconds"]
+    other = figures["other"][-1]["seconds"]
+    return {name: here[name] / other[name] for name in here}
 
 
 def ask(folder, request):
@@ -588,13 +594,7 @@ def main(argv=None):
     """Measure, tell, write -> {pair: ratio}."""
     argv = sys.argv[1:] if argv is None else argv
     args = parse_args(argv)
-    if args.json is None:
-        return run(args)["ratios"]
-    # A file that cannot be written is told before the work.
-    with new_file(args.json) as file:
-        figures = {"argv": argv} | run(args)
-        file.write(json.dumps(figures, indent=2).encode() + b"\n")
-    return figures["ratios"]
+    return record.keep("benchmark.py", argv, args.json, lambda: run(args))["ratios"]
 
 
 def run(args):

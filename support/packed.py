@@ -37,6 +37,8 @@ class PackedLinear(nn.Module):
 
     def __init__(self, linear, with_gradient):
         super().__init__()
+        self.in_features = linear.in_features
+        self.out_features = linear.out_features
         weight = linear.weight.detach()  # (out, in)
         self.bias = linear.bias.detach()
         self.there = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)

@@ -9,127 +9,87 @@ import torch
 
 import evaluate
 from desk import EXACT, NAMES, SHIPPED, ask, changed, number_prompt, told
-from helpers import TINY
+from model import Prompt
 from support.checkpoint import open_checkpoint
 from support.prompt_file import read_prompt
 from support.terminal import shown
 
+P = 3  # vectors of the desk's prompt a
+
 # ---- attention ------------------------------------------------------------------------------
 
+WITH_ODD_SPACES = "tore ain  seat\nnose"
+TOO_LONG = "xxxxxx yyyyyy zzzzzz qqqqqq"  # longer than the model has places
+each_text = pytest.mark.parametrize("text", [WITH_ODD_SPACES, TOO_LONG])
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "tore ain  seat\nnose",
-        "xxxxxx yyyyyy zzzzzz qqqqqq",  # longer than the model has places
-    ],
-)
-def test_attention_of_words_equals_that_of_transformers(capsys, desk, text):
-    """One eager pass over text and prompt; `output_attentions` shows the last position's row, whose
-    shares words add up."""
+
+def read_part(desk, text):
+    """What the model reads of a text, beside prompt a: ids of tokens"""
+    return desk.tokenizer.encode(text)[: desk.gpt2.config.n_positions - P]
+
+
+def words_of_tokens(desk, text, ids):
+    """The number of the word to which each token of a text belongs"""
+    last = len(desk.tokenizer.decode(ids).split()) - 1
+    numbers = []
+    for i in range(len(ids)):
+        start = len(desk.tokenizer.decode(ids[:i]))
+        ended = re.findall(r"\S(?=\s)", text[: start + 1])  # words before this token
+        numbers.append(min(len(ended), last))  # white space behind the last word is its own
+    return numbers
+
+
+@torch.no_grad()
+def attended(desk, ids):
+    """What the last vector of prompt a attends to, by transformers: (L, H, T+P)
+
+    One eager pass over text and prompt, of which the last position's row is taken.
+    """
     transformers = pytest.importorskip("transformers")
     fresh = transformers.GPT2Model.from_pretrained
     model = fresh(desk.model, attn_implementation="eager").eval()
-    ids = desk.tokenizer.encode(text)[: 24 - 3]
-    read = desk.tokenizer.decode(ids).split()  # what lies behind is nobody's
-    words = []
-    for i in range(len(ids)):
-        start = len(desk.tokenizer.decode(ids[:i]))
-        begun = len(re.findall(r"\S(?=\s)", text[: start + 1]))
-        words.append(min(begun, len(read) - 1))
-    words += [len(read)] * 3
-    x = torch.cat([model.wte.weight[ids], desk.prompts["a"].vectors])[None]  # (1, T+P, C)
-    with torch.no_grad():
-        seen = model(inputs_embeds=x, output_attentions=True).attentions
-    seen = torch.stack(seen)[:, 0, :, -1]  # (L, H, T+P)
-    shares = torch.zeros(3, 2, len(read) + 1)  # (L, H, words and the prompt)
-    for i, word in enumerate(words):
-        shares[:, :, word] += seen[:, :, i]
+    text = model.wte.weight[ids]  # (T, C)
+    x = torch.cat([text, desk.prompts["a"].vectors])  # (T+P, C)
+    layers = model(inputs_embeds=x[None], output_attentions=True).attentions
+    every = torch.stack(layers)  # (L, 1, H, T+P, T+P)
+    return every[:, 0, :, -1]
+
+
+def attended_words(desk, text):
+    """The same of words: the shares of their tokens, and of the prompt, added up: (L, H, W+1)"""
+    ids = read_part(desk, text)
+    numbers = words_of_tokens(desk, text, ids)
+    prompt = numbers[-1] + 1
+    tokens = attended(desk, ids)  # (L, H, T+P)
+    shares = torch.zeros(*tokens.shape[:2], prompt + 1)
+    for i, number in enumerate(numbers + [prompt] * P):
+        shares[:, :, number] += tokens[:, :, i]
+    return shares
+
+
+@each_text
+def test_attention_to_words_equals_that_of_transformers(capsys, desk, text):
+    shares = attended_words(desk, text)
     (found,) = told(capsys, "attention", desk.a, text, *EXACT)
-    assert found["words"] == read == found["text"].split()
-    assert (torch.tensor(found["layers"]) - shares).abs().max() < 1e-5
-    real = torch.tensor([*found["attention"], found["to_prompt"]])
-    assert (real - shares.mean(dim=(0, 1))).abs().max() < 1e-5
-    out = ask(capsys, "attention", desk.a, text, *EXACT)[1]
-    assert re.split("  +", out.splitlines()[1]) == ["word", "occlusion", "attention"]
+    layers = torch.tensor(found["layers"])
+    assert (layers - shares).abs().max() < 1e-5
+    mean = torch.tensor([*found["attention"], found["to_prompt"]])
+    assert (mean - shares.mean(dim=(0, 1))).abs().max() < 1e-5
 
 
-def test_occlusion_is_what_the_answer_loses_without_a_word(capsys, desk):
-    text = " a tin  , rose\tstain\nit "
-    cut = ["tin  , rose\tstain\nit", "a  , rose\tstain\nit", "a tin rose\tstain\nit"]
-    cut += ["a tin  ,\tstain\nit", "a tin  , rose\nit", "a tin  , rose\tstain"]
+@each_text
+def test_words_are_told_as_far_as_the_model_reads(capsys, desk, text):
+    words = desk.tokenizer.decode(read_part(desk, text)).split()
+    (found,) = told(capsys, "attention", desk.a, text, *EXACT)
+    assert found["words"] == words
+    assert found["text"].split() == words
+
+
+@each_text
+def test_for_a_person_each_word_is_a_line(capsys, desk, text):
     _, out, _ = ask(capsys, "attention", desk.a, text, *EXACT)
-    (found,) = told(capsys, "attention", desk.a, text, *EXACT)
-    shares = desk.logits("a", [text.strip(), *cut]).softmax(dim=1)
-    label, *others = shares.argmax(dim=1).tolist()
-    assert others[-1] != label  # without the last word another label wins
-    odds = (shares[:, label] / (1 - shares[:, label])).log()
-    assert list(found) == (
-        ["text", "label", "label_name", "probability", "log_odds", "words", "occlusion"]
-        + ["attention", "to_prompt", "layers"]
-    )
-    assert found["text"] == text.strip()
-    assert (found["label"], found["label_name"]) == (label, NAMES[label])
-    assert found["probability"] == pytest.approx(shares[0, label].item(), abs=1e-4)
-    assert found["log_odds"] == pytest.approx(odds[0].item(), abs=1e-3)
-    assert found["occlusion"] == pytest.approx((odds[0] - odds[1:]).tolist(), abs=1e-3)
-    assert min(map(abs, found["occlusion"])) > 0.01
-    assert out.startswith(f"{NAMES[label]}, log-odds {found['log_odds']:.2f}; ")
-    assert f"log-odds of {NAMES[label]} lost" in out
-    assert told(capsys, "attention", desk.a, "fun")[0]["occlusion"] == [None]
-
-
-def test_of_a_regression_it_is_what_the_number_loses(capsys, desk, tmp_path):
-    path = number_prompt(desk, tmp_path)
-    numbers = told(capsys, "predict", path, "tin rose", "rose", "tin", *EXACT)
-    whole, *without = [one["label"] for one in numbers]
-    (found,) = told(capsys, "attention", path, "tin rose", *EXACT)
-    assert found["label"] == pytest.approx(whole, abs=1e-5)
-    assert found["label_name"] is found["probability"] is found["log_odds"] is None
-    lost = [whole - number for number in without]
-    assert found["occlusion"] == pytest.approx(lost, abs=1e-4)
-    out = ask(capsys, "attention", path, "tin rose", *EXACT)[1]
-    assert out.startswith(f"{whole:.3f}; attention")
-    assert "the number lost without the word" in out
-
-
-def test_the_picture_of_attention(capsys, desk, drawn):  # noqa: F811
-    (found,) = told(capsys, "attention", desk.a, "great fun")
-    figure = drawn("attention", desk.a, "great fun", kind="svg")
-    panels = figure.axes
-    shown = [[bar.get_width() for bar in axes.patches] for axes in panels]
-    lost = pytest.approx([*found["occlusion"], 0])
-    assert shown == [lost, pytest.approx([*found["attention"], found["to_prompt"]])]
-    names = [label.get_text() for label in panels[0].get_yticklabels()]
-    assert names == ["great", "fun", "(the prompt)"]
-    assert "log-odds" in panels[0].get_xlabel()
-    assert panels[1].get_xlabel() == "attention"
-    assert all(axes.yaxis_inverted() for axes in panels)
-    title = f"{found['label_name']} {found['probability']:.3f}, {desk.a}"
-    assert figure.get_suptitle() == title
-
-
-def test_the_picture_of_a_long_text_wraps(drawn):  # noqa: F811
-    """Ninety words in three columns, which share their scales; not a strip of ninety rows."""
-    words = [*"abcdefghijklmnopqrstuvwxyz"] * 3 + [*"abcdefghijk"]
-    figure = drawn("attention", SHIPPED, " ".join(words))
-    left = figure.axes[::2]
-    right = figure.axes[1::2]
-    shown = [label.get_text() for axes in left for label in axes.get_yticklabels()]
-    assert shown == [*words, "(the prompt)"]
-    assert [len(axes.patches) for axes in figure.axes] == [30] * 6
-    for panels in (left, right):
-        assert len({axes.get_xlim() for axes in panels}) == 1
-    width, height = figure.get_size_inches()
-    assert 2 < width / height < 4
-
-
-def test_a_dollar_in_a_text_is_a_dollar(drawn):  # noqa: F811
-    """And no formula, nor a wrong one."""
-    words = ["\\frac", "$\\frac$", "$$", "$x_"]
-    figure = drawn("attention", SHIPPED, " ".join(words), kind="svg")
-    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert names == [shown(word) for word in words] + ["(the prompt)"]
+    header = out.splitlines()[1]
+    assert re.split("  +", header) == ["word", "occlusion", "attention"]
 
 
 def test_of_a_long_text_no_more_is_asked_than_the_model_reads(capsys, desk, monkeypatch):
@@ -147,54 +107,258 @@ def test_of_a_long_text_no_more_is_asked_than_the_model_reads(capsys, desk, monk
     assert len(asked) == len(found["words"]) + 1
 
 
+# ---- occlusion ------------------------------------------------------------------------------
+
+WHOLE = "a tin  , rose\tstain\nit"
+WITHOUT_A_WORD = [
+    "tin  , rose\tstain\nit",
+    "a  , rose\tstain\nit",
+    "a tin rose\tstain\nit",
+    "a tin  ,\tstain\nit",
+    "a tin  , rose\nit",
+    "a tin  , rose\tstain",
+]
+FIELDS_OF_ATTENTION = [
+    "text",
+    "label",
+    "label_name",
+    "probability",
+    "log_odds",
+    "words",
+    "occlusion",
+    "attention",
+    "to_prompt",
+    "layers",
+]
+
+
+@pytest.fixture(scope="module")
+def shares(desk):
+    """Probabilities of WHOLE, and of it without each word, by prompt a: (W+1, N)"""
+    logits = desk.logits("a", [WHOLE, *WITHOUT_A_WORD])
+    return logits.softmax(dim=1)
+
+
+@pytest.fixture
+def found(capsys, desk):
+    """What evaluate.py says of WHOLE, with blanks around it."""
+    (one,) = told(capsys, "attention", desk.a, f" {WHOLE} ", *EXACT)
+    return one
+
+
+def test_the_answer_to_the_whole_text_is_told(found, shares):
+    label = int(shares[0].argmax())
+    share = shares[0, label].item()
+    assert list(found) == FIELDS_OF_ATTENTION
+    assert found["text"] == WHOLE
+    assert found["label"] == label
+    assert found["label_name"] == NAMES[label]
+    assert found["probability"] == pytest.approx(share, abs=1e-4)
+
+
+def test_occlusion_is_what_the_answer_loses_without_a_word(found, shares):
+    label, *others = shares.argmax(dim=1).tolist()
+    assert others[-1] != label  # without the last word another label wins
+    share = shares[:, label]  # (W+1,)
+    odds = (share / (1 - share)).log()
+    lost = odds[0] - odds[1:]  # (W,)
+    assert found["log_odds"] == pytest.approx(odds[0].item(), abs=1e-3)
+    assert found["occlusion"] == pytest.approx(lost.tolist(), abs=1e-3)
+    assert lost.abs().min() > 0.01
+    assert min(map(abs, found["occlusion"])) > 0.01
+
+
+def test_a_person_reads_whose_log_odds_are_lost(capsys, desk, found):
+    _, out, _ = ask(capsys, "attention", desk.a, f" {WHOLE} ", *EXACT)
+    name = found["label_name"]
+    assert out.startswith(f"{name}, log-odds {found['log_odds']:.2f}; ")
+    assert f"log-odds of {name} lost" in out
+
+
+def test_without_its_only_word_no_text_is_left(capsys, desk):
+    (found,) = told(capsys, "attention", desk.a, "fun")
+    assert found["occlusion"] == [None]
+
+
+def test_of_a_regression_it_is_what_the_number_loses(capsys, desk, tmp_path):
+    path = number_prompt(desk, tmp_path)
+    answers = told(capsys, "predict", path, "tin rose", "rose", "tin", *EXACT)
+    whole, *without = [answer["label"] for answer in answers]
+    lost = [whole - number for number in without]
+    (found,) = told(capsys, "attention", path, "tin rose", *EXACT)
+    assert found["label"] == pytest.approx(whole, abs=1e-5)
+    assert found["occlusion"] == pytest.approx(lost, abs=1e-4)
+    for name in ("label_name", "probability", "log_odds"):
+        assert found[name] is None, name
+    _, out, _ = ask(capsys, "attention", path, "tin rose", *EXACT)
+    assert out.startswith(f"{whole:.3f}; attention")
+    assert "the number lost without the word" in out
+
+
+# ---- the picture ----------------------------------------------------------------------------
+
+
+def names_of(axes):
+    """What the bars of a panel are called"""
+    return [label.get_text() for label in axes.get_yticklabels()]
+
+
+def widths_of(axes):
+    """How long the bars of a panel are"""
+    return [bar.get_width() for bar in axes.patches]
+
+
+def test_the_picture_shows_occlusion_beside_attention(capsys, desk, drawn):
+    (found,) = told(capsys, "attention", desk.a, "great fun")
+    figure = drawn("attention", desk.a, "great fun", kind="svg")
+    lost, share = figure.axes
+    assert widths_of(lost) == pytest.approx([*found["occlusion"], 0])
+    assert widths_of(share) == pytest.approx([*found["attention"], found["to_prompt"]])
+    assert names_of(lost) == ["great", "fun", "(the prompt)"]
+    assert "log-odds" in lost.get_xlabel()
+    assert share.get_xlabel() == "attention"
+    assert lost.yaxis_inverted()
+    assert share.yaxis_inverted()
+
+
+def test_the_picture_says_what_the_answer_is_and_whose(capsys, desk, drawn):
+    (found,) = told(capsys, "attention", desk.a, "great fun")
+    figure = drawn("attention", desk.a, "great fun", kind="svg")
+    answer = f"{found['label_name']} {found['probability']:.3f}"
+    assert figure.get_suptitle() == f"{answer}, {desk.a}"
+
+
+def test_the_picture_of_a_long_text_wraps(drawn):
+    """Ninety words in three columns, which share their scales; not a strip of ninety rows."""
+    words = [*"abcdefghijklmnopqrstuvwxyz"] * 3 + [*"abcdefghijk"]
+    figure = drawn("attention", SHIPPED, " ".join(words))
+    names = []
+    for axes in figure.axes[::2]:
+        names += names_of(axes)
+    assert names == [*words, "(the prompt)"]
+    assert [len(axes.patches) for axes in figure.axes] == [30] * 6
+    for kind in (0, 1):
+        scales = {axes.get_xlim() for axes in figure.axes[kind::2]}
+        assert len(scales) == 1
+    width, height = figure.get_size_inches()
+    assert 2 < width / height < 4
+
+
+def test_a_dollar_in_a_text_is_a_dollar(drawn):
+    """And no formula, nor a wrong one."""
+    words = ["\\frac", "$\\frac$", "$$", "$x_"]
+    figure = drawn("attention", SHIPPED, " ".join(words), kind="svg")
+    wanted = [shown(word) for word in words]
+    assert names_of(figure.axes[0]) == [*wanted, "(the prompt)"]
+
+
 # ---- tokens ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype,far,near", [("float32", 1e-4, 1e-5), ("bfloat16", 0.01, 1e-3)])
-def test_tokens_beside_each_vector(capsys, dtype, far, near):
-    """A table that was rounded has other distances."""
+@dataclasses.dataclass
+class Tokens:
+    """What evaluate.py says of the bundled prompt's vectors, and what that is computed from."""
+
+    rows: list  # as told
+    text: str  # as a person reads it
+    vectors: torch.Tensor  # (P, C)
+    table: torch.Tensor  # (V, C)
+    tokenizer: object
+    init_ids: list
+    far: float  # how exact distances are
+    near: float  # how exact cosines are
+
+
+# A table that was rounded has other distances, and other cosines.
+FAR = {"float32": 1e-4, "bfloat16": 0.01}
+NEAR = {"float32": 1e-5, "bfloat16": 1e-3}
+
+
+@pytest.fixture(params=["float32", "bfloat16"])
+def tokens(request, capsys):
+    dtype = request.param
     rows = told(capsys, "tokens", SHIPPED, "--dtype", dtype)
+    _, text, _ = ask(capsys, "tokens", SHIPPED, "--dtype", dtype)
     file = read_prompt(SHIPPED / "prompt.safetensors")
     opened = open_checkpoint("tiny")
-    words = opened.load().wte.weight  # (V, C)
-    tokenizer = opened.tokenizer
-    vectors = file.prompt.vectors.detach()
-    for i, (row, vector) in enumerate(zip(rows, vectors, strict=True)):
-        cosines = torch.cosine_similarity(vector[None], words)  # (V,)
+    return Tokens(
+        rows=rows,
+        text=text,
+        vectors=file.prompt.vectors.detach(),
+        table=opened.load().wte.weight,
+        tokenizer=opened.tokenizer,
+        init_ids=file.init_ids,
+        far=FAR[dtype],
+        near=NEAR[dtype],
+    )
+
+
+def length_of(vectors):
+    """Euclid's, of the last axis"""
+    return vectors.square().sum(dim=-1).sqrt()
+
+
+def test_the_nearest_tokens_are_those_of_the_highest_cosines(tokens):
+    for row, vector in zip(tokens.rows, tokens.vectors, strict=True):
+        cosines = torch.cosine_similarity(vector[None], tokens.table)  # (V,)
+        best = cosines.sort(descending=True).values[:5]
         values = [value for _, value in row["nearest"]]
-        best = cosines.sort(descending=True).values[:5].tolist()
-        assert values == pytest.approx(best, abs=near)
+        assert values == pytest.approx(best.tolist(), abs=tokens.near)
         for name, value in row["nearest"]:
-            known = cosines[tokenizer.encode(name)[:1]].item()
-            assert "\ufffd" in name or value == pytest.approx(known, abs=near)
-        start = file.init_ids[i]
-        moved = (vector - words[start]).square().sum().sqrt().item()
-        assert row["began"] == tokenizer.decode([start])
+            first = tokens.tokenizer.encode(name)[:1]
+            known = cosines[first].item()
+            # Part of a letter has no name by which to find it.
+            assert "\ufffd" in name or value == pytest.approx(known, abs=tokens.near)
+
+
+def test_each_vector_says_where_it_began_and_how_far_it_moved(tokens):
+    for i, row in enumerate(tokens.rows):
+        vector = tokens.vectors[i]
+        start = tokens.init_ids[i]
+        moved = length_of(vector - tokens.table[start]).item()
+        norm = length_of(vector).item()
         assert row["vector"] == i
-        assert row["moved"] == pytest.approx(moved, abs=far)
-        assert row["norm"] == pytest.approx(vector.square().sum().sqrt().item(), abs=1e-4)
-    out = ask(capsys, "tokens", SHIPPED, "--dtype", dtype)[1]
-    median = words.square().sum(dim=1).sqrt().median().item()
-    shown = float(re.search(r"median norm of (\d+\.\d\d)", out)[1])
-    assert shown == pytest.approx(median, abs=0.006 + far)
+        assert row["began"] == tokens.tokenizer.decode([start])
+        assert row["moved"] == pytest.approx(moved, abs=tokens.far)
+        assert row["norm"] == pytest.approx(norm, abs=1e-4)
 
 
-def test_rows_of_the_table_that_are_no_tokens_are_nobodys_neighbour(capsys, desk, tmp_path):
-    """Some checkpoints have more rows than the tokenizer has tokens.  And a vector that came from a
-    file began as no token."""
+def test_the_median_norm_of_tokens_is_told_beside_them(tokens):
+    median = length_of(tokens.table).median().item()
+    said = re.search(r"median norm of (\d+\.\d\d)", tokens.text)
+    assert float(said[1]) == pytest.approx(median, abs=0.006 + tokens.far)
+
+
+@pytest.fixture
+def padded(desk, tmp_path):
+    """The desk's model with more rows than its tokenizer has tokens, as some checkpoints have."""
     folder = shutil.copytree(desk.model, tmp_path / "padded")
-    lines = (folder / "merges.txt").read_text("utf-8").splitlines(keepends=True)[:-20]
-    (folder / "merges.txt").write_text("".join(lines), "utf-8")
-    opened = open_checkpoint(str(folder))
-    file = read_prompt(desk.a)
-    vectors = opened.load().wte.weight[[279, 295]].clone()
-    prompt = type(file.prompt)(vectors, file.prompt.head)
-    more = {"prompt": prompt, "init_ids": [], "base": opened.base}
-    path = changed(tmp_path, desk.a, **more)
-    last, odd = told(capsys, "tokens", path, *EXACT)
+    merges = folder / "merges.txt"
+    lines = merges.read_text("utf-8").splitlines(keepends=True)
+    merges.write_text("".join(lines[:-20]), "utf-8")
+    return open_checkpoint(str(folder))
+
+
+@pytest.fixture
+def from_a_file(desk, padded, tmp_path):
+    """A prompt for it, of vectors that came from a file: a token's, and those of a row of none"""
+    head = read_prompt(desk.a).prompt.head
+    vectors = padded.load().wte.weight[[279, 295]].clone()
+    more = {"prompt": Prompt(vectors, head), "init_ids": [], "base": padded.base}
+    return changed(tmp_path, desk.a, **more)
+
+
+def test_rows_of_the_table_that_are_no_tokens_are_nobodys_neighbour(capsys, from_a_file):
+    last, odd = told(capsys, "tokens", from_a_file, *EXACT)
     assert last["nearest"][0] == ["<|endoftext|>", pytest.approx(1)]
-    assert odd["nearest"][0][1] < 0.99
-    assert last["began"] is last["moved"] is None
-    assert ask(capsys, "tokens", path)[1].splitlines()[1].split()[1:3] == ["-", "-"]
-    assert dataclasses.is_dataclass(file)
-    assert TINY.exists()
+    _, cosine = odd["nearest"][0]
+    assert cosine < 0.99
+
+
+def test_a_vector_that_came_from_a_file_began_as_no_token(capsys, from_a_file):
+    for row in told(capsys, "tokens", from_a_file, *EXACT):
+        assert row["began"] is None
+        assert row["moved"] is None
+    _, out, _ = ask(capsys, "tokens", from_a_file)
+    first = out.splitlines()[1]
+    assert first.split()[1:3] == ["-", "-"]

@@ -6,8 +6,10 @@ import math
 import pytest
 import torch
 
+import evaluate
 from desk import (
     EXACT,
+    NAMES,
     Row,
     ask,
     changed,
@@ -19,15 +21,19 @@ from desk import (
     write_split,
 )
 from metrics import score_of
+from model import Prompt
 from report import table
-from support.prompt_file import read_prompt
 from support.statistics import mcnemar, wilson
 
 
 def cells_of(out):
     """Lines of a Markdown table as lists of cells."""
-    lines = [line for line in out.splitlines() if line.startswith("|")]
-    return [[part.strip() for part in line.strip("|").split("|")] for line in lines]
+    found = []
+    for line in out.splitlines():
+        if line.startswith("|"):
+            parts = line.strip("|").split("|")
+            found.append([part.strip() for part in parts])
+    return found
 
 
 def lines_told(capsys, *runs):
@@ -38,42 +44,85 @@ def lines_told(capsys, *runs):
 # ---- means over seeds -----------------------------------------------------------------------
 
 
-def test_the_table_against_plain_counting(capsys, runs):
-    majority, untrained, low, high, one, slow, five = told(capsys, "table", *runs)
-    assert (majority["train"], majority["accuracy"]) == ("majority", 0.52)
+@pytest.fixture
+def in_order(capsys, runs):
+    """What the table tells of `runs`, line by line"""
+    return told(capsys, "table", *runs)
+
+
+def test_baselines_come_first(in_order):
+    majority, untrained, *_ = in_order
+    assert majority["train"] == "majority"
+    assert majority["accuracy"] == 0.52
     assert untrained["train"] == "untrained"
     assert untrained["accuracy"] == pytest.approx(3 / 6)
-    assert low["train"] == high["train"] == "head"
-    assert one["accuracy"] == pytest.approx(0.72)
-    assert one["sd"] == pytest.approx(math.sqrt(2 * 0.02**2))
-    assert one["selected"] == pytest.approx(0.70)
-    assert one["untrained"] == pytest.approx(0.49)
-    assert (one["seeds"], one["n"]) == (2, 400)
-    assert one["ci95"] == pytest.approx(wilson(288, 400))
-    assert (one["epoch"], one["epochs"]) == ([2, 2], 3)
-    assert five["prompt_tokens"] == 5
-    assert five["sd"] is None
-    assert (slow["lr"], slow["accuracy"], slow["epoch"]) == (0.01, 0.90, [3])
 
 
-def test_the_table_that_a_person_reads(capsys, runs):
-    """Rates come in order; the best of the first table is best on selection, and no head alone."""
-    cells = cells_of(ask(capsys, "table", *runs)[1])
-    assert cells[0] == ["model", "data", "batch size", "best accuracy", "token count"]
-    assert cells[2] == ["tiny", "reviews", "16", "0.7000", "1"]
-    assert [row[2:4] + row[9:10] for row in cells[5:]] == [
-        ["majority", "", "0.5200"],
-        ["untrained", "", "0.5000"],
-        ["head", "1", "0.5500"],
-        ["head", "5", "0.6000"],
-        ["prompt+head", "1", "0.7200"],
-        ["prompt+head", "5", "0.9000"],
-        ["prompt+head", "5", "0.8000"],
+def test_then_heads_and_then_prompts_by_length_and_rate(in_order):
+    order = [(line["train"], line["prompt_tokens"], line["lr"]) for line in in_order[2:]]
+    assert order == [
+        ("head", 1, 0.03),
+        ("head", 5, 0.03),
+        ("prompt+head", 1, 0.03),
+        ("prompt+head", 5, 0.01),
+        ("prompt+head", 5, 0.03),
     ]
-    (one,) = [row for row in cells if row[2:4] == ["prompt+head", "1"]]
+
+
+def test_a_line_is_a_mean_over_seeds(in_order):
+    """Of 0.70 and 0.74 on dev, 0.71 and 0.69 on the hold-out, 0.50 and 0.48 untrained"""
+    line = in_order[4]
+    deviation = math.sqrt(2 * 0.02**2)
+    assert line["seeds"] == 2
+    assert line["accuracy"] == pytest.approx(0.72)
+    assert line["sd"] == pytest.approx(deviation)
+    assert line["selected"] == pytest.approx(0.70)
+    assert line["untrained"] == pytest.approx(0.49)
+    assert line["n"] == 400
+    assert line["ci95"] == pytest.approx(wilson(288, 400))
+    assert line["epoch"] == [2, 2]
+    assert line["epochs"] == 3
+
+
+def test_a_line_of_one_seed_has_no_deviation(in_order):
+    slow, five = in_order[5:]
+    assert slow["accuracy"] == 0.90
+    assert slow["epoch"] == [3]
+    assert five["sd"] is None
+
+
+def test_the_best_of_the_table_is_best_on_selection(capsys, runs):
+    """And no head alone."""
+    _, out, _ = ask(capsys, "table", *runs)
+    header, _, best, *_ = cells_of(out)
+    assert header == ["model", "data", "batch size", "best accuracy", "token count"]
+    assert best == ["tiny", "reviews", "16", "0.7000", "1"]
+
+
+def test_a_person_reads_the_lines_in_the_same_order(capsys, runs):
+    _, out, _ = ask(capsys, "table", *runs)
+    lines = cells_of(out)[5:]
+    trained = [cells[2:4] for cells in lines]
+    dev = [cells[9] for cells in lines]
+    assert trained == [
+        ["majority", ""],
+        ["untrained", ""],
+        ["head", "1"],
+        ["head", "5"],
+        ["prompt+head", "1"],
+        ["prompt+head", "5"],
+        ["prompt+head", "5"],
+    ]
+    assert dev == ["0.5200", "0.5000", "0.5500", "0.6000", "0.7200", "0.9000", "0.8000"]
+
+
+def test_a_person_reads_how_a_line_was_trained_and_what_it_scored(capsys, runs):
+    _, out, _ = ask(capsys, "table", *runs)
+    (line,) = [cells for cells in cells_of(out) if cells[2:4] == ["prompt+head", "1"]]
     low, high = wilson(288, 400)
-    start = ["tiny", "reviews", "prompt+head", "1", "16", "0.03", "2", "2 2 of 3"]
-    assert one == [*start, "0.7000", "0.7200", "0.0283", f"{low:.3f} to {high:.3f}"]
+    how = ["tiny", "reviews", "prompt+head", "1", "16", "0.03", "2", "2 2 of 3"]
+    scores = ["0.7000", "0.7200", "0.0283", f"{low:.3f} to {high:.3f}"]
+    assert line == how + scores
 
 
 def test_each_data_set_has_baselines_of_its_own(capsys, runs, tmp_path):
@@ -81,8 +130,17 @@ def test_each_data_set_has_baselines_of_its_own(capsys, runs, tmp_path):
     other = write_run(tmp_path / "other", row)
     lines = told(capsys, "table", *runs, other)[-3:]
     assert [line["data"] for line in lines] == ["sst2"] * 3
-    cells = cells_of(ask(capsys, "table", *runs, other)[1])
-    assert [row[1:4:2] for row in cells[2:4]] == [["reviews", "0.7000"], ["sst2", "0.5100"]]
+
+
+def test_each_data_set_has_a_best_of_its_own(capsys, runs, tmp_path):
+    row = Row("g", 3, 0, 0.51, 0.99, 0.9, recipe={"data": "sst2"})
+    other = write_run(tmp_path / "other", row)
+    _, out, _ = ask(capsys, "table", *runs, other)
+    _, _, first, second, *_ = cells_of(out)
+    assert first[1] == "reviews"
+    assert first[3] == "0.7000"
+    assert second[1] == "sst2"
+    assert second[3] == "0.5100"
 
 
 OTHERS = {"data": "sst2", "train": "head", "batch_size": 8, "epochs": 2, "select_on": "dev"}
@@ -93,34 +151,41 @@ OTHERS |= {"dtype": "bfloat16", "text_column": "x", "label_column": "y", "select
 @pytest.mark.parametrize("key", OTHERS)
 def test_prompts_that_differ_in_more_than_the_seed_are_lines_of_their_own(capsys, tmp_path, key):
     """Or a mean would be taken over unlike things."""
+    value = OTHERS[key]
     first = write_run(tmp_path / "first", Row("a", seed=0), Row("b", seed=1))
-    same = write_run(tmp_path / "same", Row("c", seed=2))
-    assert [line["seeds"] for line in lines_told(capsys, first, same)] == [3]
-    other = write_run(tmp_path / "other", Row("c", seed=2, recipe={key: OTHERS[key]}))
+    other = write_run(tmp_path / "other", Row("c", seed=2, recipe={key: value}))
     lines = lines_told(capsys, first, other)
-    assert sorted((line["seeds"], line[key] == OTHERS[key]) for line in lines) == [
-        (1, True),
-        (2, False),
-    ]
+    by_seeds = sorted(lines, key=lambda line: line["seeds"])
+    alone, pair = by_seeds
+    assert alone["seeds"] == 1
+    assert alone[key] == value
+    assert pair["seeds"] == 2
+    assert pair[key] != value
 
 
-def test_first_vectors_and_lengths_tell_prompts_apart_too(capsys, tmp_path):
+def test_prompts_of_two_runs_that_differ_in_the_seed_are_one_line(capsys, tmp_path):
+    first = write_run(tmp_path / "first", Row("a", seed=0), Row("b", seed=1))
+    second = write_run(tmp_path / "second", Row("c", seed=2))
+    (line,) = lines_told(capsys, first, second)
+    assert line["seeds"] == 3
+
+
+@pytest.mark.parametrize("more", [{"fields": {"init": "words"}}, {"P": 2}], ids=str)
+def test_first_vectors_and_lengths_tell_prompts_apart_too(capsys, tmp_path, more):
     first = write_run(tmp_path / "first", Row("a"))
-    for more in ({"fields": {"init": "words"}}, {"P": 2}):
-        other = write_run(tmp_path / str(len(more) + len(str(more))), Row("c", seed=2, **more))
-        assert [line["seeds"] for line in lines_told(capsys, first, other)] == [1, 1]
+    other = write_run(tmp_path / "other", Row("c", seed=2, **more))
+    lines = lines_told(capsys, first, other)
+    assert [line["seeds"] for line in lines] == [1, 1]
 
 
 def test_what_lines_differ_in_is_told(capsys, tmp_path):
     first = write_run(tmp_path / "first", Row("a"))
     row = Row("b", recipe={"patience": 4}, fields={"init": "words"})
     second = write_run(tmp_path / "second", row)
-    cells = cells_of(ask(capsys, "table", first, second)[1])
-    assert cells[3][-1] == "differs in"
-    assert {row[-1] for row in cells[7:]} == {
-        "init sample, patience None",
-        "init words, patience 4",
-    }
+    _, out, _ = ask(capsys, "table", first, second)
+    last = [cells[-1] for cells in cells_of(out)]
+    assert last[3] == "differs in"
+    assert set(last[7:]) == {"init sample, patience None", "init words, patience 4"}
 
 
 def test_a_prompt_that_is_named_twice_is_one(capsys, runs, monkeypatch):
@@ -143,19 +208,28 @@ def test_two_prompts_of_one_seed_are_refused_by_their_names(capsys, tmp_path):
 
 def test_epochs_are_never_more_than_there_were(capsys, tmp_path):
     """Older files of runs with --steps tell how many epochs there would have been."""
-    run = write_run(tmp_path / "run", Row("a", epoch=22, recipe={"steps": 200, "epochs": 6}))
-    cells = cells_of(ask(capsys, "table", run)[1])
-    assert "22" in cells[-1]
-    assert not [cell for cell in cells[-1] if "of 6" in cell]
+    row = Row("a", epoch=22, recipe={"steps": 200, "epochs": 6})
+    run = write_run(tmp_path / "run", row)
+    _, out, _ = ask(capsys, "table", run)
+    line = cells_of(out)[-1]
+    assert "22" in line
+    assert not any("of 6" in cell for cell in line)
 
 
-def test_a_prompt_without_its_scores_is_in_no_table(capsys, desk, tmp_path):
-    for change in ({"scores": {"accuracy": None, "loss": None}}, {"recipe": {"lr": None}}):
-        path = changed(tmp_path, desk.a, **change)
-        code, out, err = ask(capsys, "table", path)
-        assert code == 2
-        assert "p.safetensors goes without its scores" in err
-        assert not out
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scores": {"accuracy": None, "loss": None}},
+        {"recipe": {"lr": None}},
+    ],
+    ids=str,
+)
+def test_a_prompt_without_its_scores_is_in_no_table(capsys, desk, tmp_path, change):
+    path = changed(tmp_path, desk.a, **change)
+    code, out, err = ask(capsys, "table", path)
+    assert code == 2
+    assert "p.safetensors goes without its scores" in err
+    assert not out
 
 
 # ---- which is best --------------------------------------------------------------------------
@@ -163,82 +237,134 @@ def test_a_prompt_without_its_scores_is_in_no_table(capsys, desk, tmp_path):
 
 def best_told(capsys, *runs):
     """The row of the first table: best accuracy on dev and length."""
-    return cells_of(ask(capsys, "table", *runs)[1])[2][3:]
+    _, out, _ = ask(capsys, "table", *runs)
+    best = cells_of(out)[2]
+    return best[3:]
 
 
 def test_of_equal_accuracies_the_lower_loss_is_best(capsys, tmp_path):
-    first = Row("a", 1, 0, 0.7, 0.8, selected_loss=0.9)
-    second = Row("b", 2, 0, 0.6, 0.8, selected_loss=0.1)
-    assert best_told(capsys, write_run(tmp_path / "run", first, second)) == ["0.6000", "2"]
+    worse = Row("a", P=1, accuracy=0.7, selected=0.8, selected_loss=0.9)
+    better = Row("b", P=2, accuracy=0.6, selected=0.8, selected_loss=0.1)
+    run = write_run(tmp_path / "run", worse, better)
+    assert best_told(capsys, run) == ["0.6000", "2"]
 
 
 def test_prompts_that_were_chosen_by_loss_are_compared_by_it(capsys, tmp_path):
-    how = {"recipe": {"select_by": "loss"}}
-    first = Row("a", 1, 0, 0.7, 0.9, selected_loss=0.9, **how)
-    second = Row("b", 2, 0, 0.6, 0.8, selected_loss=0.1, **how)
-    assert best_told(capsys, write_run(tmp_path / "run", first, second)) == ["0.6000", "2"]
+    how = {"select_by": "loss"}
+    worse = Row("a", P=1, accuracy=0.7, selected=0.9, selected_loss=0.9, recipe=how)
+    better = Row("b", P=2, accuracy=0.6, selected=0.8, selected_loss=0.1, recipe=how)
+    run = write_run(tmp_path / "run", worse, better)
+    assert best_told(capsys, run) == ["0.6000", "2"]
 
 
 def test_older_files_go_by_accuracy(capsys, tmp_path):
     """Which say no loss; beside them nobody gains from one."""
-    first = Row("a", 1, 0, 0.7, 0.9, selected_loss=None)
-    second = Row("b", 2, 0, 0.6, 0.8, selected_loss=0.1)
-    assert best_told(capsys, write_run(tmp_path / "run", second, first)) == ["0.7000", "1"]
+    better = Row("a", P=1, accuracy=0.7, selected=0.9, selected_loss=None)
+    worse = Row("b", P=2, accuracy=0.6, selected=0.8, selected_loss=0.1)
+    run = write_run(tmp_path / "run", worse, better)
+    assert best_told(capsys, run) == ["0.7000", "1"]
 
 
 def test_a_head_alone_is_best_only_where_nothing_else_is(capsys, tmp_path):
-    (alone,) = head(Row("a", 1, 0, 0.7, 0.9))
+    (alone,) = head(Row("a", P=1, accuracy=0.7, selected=0.9))
+    prompt = Row("b", P=2, accuracy=0.6, selected=0.5)
     run = write_run(tmp_path / "run", alone)
     assert best_told(capsys, run) == ["0.7000", "1"]
-    run = write_run(tmp_path / "both", alone, Row("b", 2, 0, 0.6, 0.5))
+    run = write_run(tmp_path / "both", alone, prompt)
     assert best_told(capsys, run) == ["0.6000", "2"]
 
 
 # ---- numbers --------------------------------------------------------------------------------
 
 
-def test_a_regression_is_told_by_its_squared_error(capsys, desk, tmp_path):
-    run = write_run(tmp_path / "run", *number_rows(desk, tmp_path))
-    constant, untrained, line = told(capsys, "table", run)
-    assert (constant["train"], constant["loss"]) == ("constant", 2.5)
-    assert (untrained["train"], untrained["loss"]) == ("untrained", 3.5)
-    assert (line["loss"], line["selected_loss"], line["pearson"]) == (1.5, 2.5, 0.5)
-    assert line["sd"] == pytest.approx(math.sqrt(2 * 0.25**2))
-    assert line["accuracy"] is line["ci95"] is None
-    out = ask(capsys, "table", run)[1]
-    cells = cells_of(out)
-    assert cells[2][3:] == ["1.2500", "3"]  # of the lower loss on selection
-    assert cells[-1][8:11] == ["2.5000", "1.5000", "0.3536"]
+@pytest.fixture
+def regression(desk, tmp_path):
+    """A run of two seeds, whose losses on dev are 1.25 and 1.75"""
+    return write_run(tmp_path / "run", *number_rows(desk, tmp_path))
+
+
+def test_a_regression_is_told_by_its_squared_error(capsys, regression):
+    constant, untrained, line = told(capsys, "table", regression)
+    deviation = math.sqrt(2 * 0.25**2)
+    assert constant["train"] == "constant"
+    assert constant["loss"] == 2.5
+    assert untrained["train"] == "untrained"
+    assert untrained["loss"] == 3.5
+    assert line["loss"] == 1.5
+    assert line["selected_loss"] == 2.5
+    assert line["pearson"] == 0.5
+    assert line["sd"] == pytest.approx(deviation)
+    assert line["accuracy"] is None
+    assert line["ci95"] is None
+
+
+def test_a_person_reads_that_these_are_squared_errors(capsys, regression):
+    _, out, _ = ask(capsys, "table", regression)
+    _, _, best, *_, line = cells_of(out)
+    assert best[3:] == ["1.2500", "3"]  # of the lower loss on selection
+    assert line[8:11] == ["2.5000", "1.5000", "0.3536"]
     assert "squared errors" in out
 
 
 # ---- another split --------------------------------------------------------------------------
 
 
-def test_prompts_are_scored_on_what_is_asked(capsys, desk):
-    for argv, key in (
-        (["--data", desk.e], ("e", "dev")),
-        (["--split", "other"], ("d", "other")),
-        (["--data", desk.e, "--split", "other"], ("e", "other")),
-    ):
-        texts, labels = zip(*desk.data[key], strict=True)
-        lines = lines_told(capsys, desk.run, *argv, *EXACT)
-        assert [line["prompt_tokens"] for line in lines] == [2, 3, 5]
-        for name, line in zip("bac", lines, strict=True):
-            truth = score_of(desk.logits(name, texts), torch.tensor(labels))
-            assert line["accuracy"] == truth.accuracy
-            assert line["macro_f1"] == pytest.approx(truth.macro_f1)
-            assert line["n"] == truth.n
-            assert line["ci95"] == pytest.approx(truth.ci95)
-        majority = told(capsys, "table", desk.run, *argv, *EXACT)[0]
-        assert majority["accuracy"] == truth.majority
-        out = ask(capsys, "table", desk.run, *argv, *EXACT)[1]
-        assert f"here {getattr(desk, key[0])} {key[1]}" in out
+def elsewhere(desk, data, split):
+    """The flags that name a split of the desk: none of those that name its own"""
+    flags = []
+    if data != "d":
+        flags += ["--data", desk.home / data]
+    if split != "dev":
+        flags += ["--split", split]
+    return flags
+
+
+def texts_and_labels(desk, data, split):
+    """A split of the desk: its texts, and its labels (n,)"""
+    rows = desk.data[data, split]
+    labels = [label for _, label in rows]
+    return [text for text, _ in rows], torch.tensor(labels)
+
+
+each_other_split = pytest.mark.parametrize(
+    "data,split",
+    [
+        ("e", "dev"),
+        ("d", "other"),
+        ("e", "other"),
+    ],
+)
+
+
+@each_other_split
+def test_prompts_are_scored_on_what_is_asked(capsys, desk, data, split):
+    texts, labels = texts_and_labels(desk, data, split)
+    lines = lines_told(capsys, desk.run, *elsewhere(desk, data, split), *EXACT)
+    assert [line["prompt_tokens"] for line in lines] == [2, 3, 5]
+    for name, line in zip("bac", lines, strict=True):
+        logits = desk.logits(name, texts)
+        truth = score_of(logits, labels)
+        assert line["accuracy"] == truth.accuracy
+        assert line["macro_f1"] == pytest.approx(truth.macro_f1)
+        assert line["n"] == truth.n
+        assert line["ci95"] == pytest.approx(truth.ci95)
+
+
+@each_other_split
+def test_the_majority_is_that_of_what_is_asked(capsys, desk, data, split):
+    _, labels = texts_and_labels(desk, data, split)
+    most = labels.bincount().max().item()
+    majority, *_ = told(capsys, "table", desk.run, *elsewhere(desk, data, split), *EXACT)
+    assert majority["accuracy"] == most / len(labels)
+
+
+@each_other_split
+def test_a_person_reads_on_what_prompts_were_scored(capsys, desk, data, split):
+    _, out, _ = ask(capsys, "table", desk.run, *elsewhere(desk, data, split), *EXACT)
+    assert f"here {desk.home / data} {split}" in out
 
 
 def test_texts_are_read_once_for_all_prompts_of_a_model(capsys, desk, monkeypatch):
-    import evaluate
-
     asked = []
     real = evaluate.logits_of
 
@@ -254,27 +380,33 @@ def test_texts_are_read_once_for_all_prompts_of_a_model(capsys, desk, monkeypatc
 # ---- whether two differ ---------------------------------------------------------------------
 
 
-def test_two_prompts_are_compared_on_the_split_that_both_answer(capsys, desk):
-    for argv, key in (([], ("d", "dev")), (["--data", desk.e, "--split", "other"], ("e", "other"))):
-        texts, labels = zip(*desk.data[key], strict=True)
-        right = []
-        for name in "ac":
-            right.append(desk.logits(name, texts).argmax(dim=1) == torch.tensor(labels))
-        wanted = mcnemar(*right)
-        test = told(capsys, "table", desk.a, desk.c, *argv, *EXACT)[-1]["mcnemar"]
-        assert test == vars(wanted) | {"prompts": [str(desk.a), str(desk.c)]}
-        assert 0 not in test["only_right"]
-        line = ask(capsys, "table", desk.a, desk.c, *argv, *EXACT)[1].splitlines()[-1]
-        assert line == (
-            f"McNemar's test, {wanted.n} texts: {wanted.only_right[0]} only the first gets right, "
-            f"{wanted.only_right[1]} only the second; p = {wanted.p:.4f}, exact and two-sided"
-        )
+@pytest.mark.parametrize("data,split", [("d", "dev"), ("e", "other")])
+def test_two_prompts_are_compared_on_the_split_that_both_answer(capsys, desk, data, split):
+    texts, labels = texts_and_labels(desk, data, split)
+    first = desk.logits("a", texts).argmax(dim=1) == labels  # (n,)
+    second = desk.logits("c", texts).argmax(dim=1) == labels
+    test = mcnemar(first, second)
+    assert 0 not in test.only_right
+    pair = [desk.a, desk.c, *elsewhere(desk, data, split), *EXACT]
+
+    *_, last = told(capsys, "table", *pair)
+    found = last["mcnemar"]
+    assert found.pop("prompts") == [str(desk.a), str(desk.c)]
+    assert found == vars(test)
+
+    _, out, _ = ask(capsys, "table", *pair)
+    left, right = test.only_right
+    assert out.splitlines()[-1] == (
+        f"McNemar's test, {test.n} texts: {left} only the first gets right, "
+        f"{right} only the second; p = {test.p:.4f}, exact and two-sided"
+    )
 
 
 def test_only_two_prompts_are_compared(capsys, desk, tmp_path):
     two = write_run(tmp_path / "two", Row("a"), Row("b", seed=1))
-    for argv in ([desk.a], [desk.a, desk.b, desk.c], [two]):
-        assert "McNemar" not in ask(capsys, "table", *argv)[1]
+    for paths in ([desk.a], [desk.a, desk.b, desk.c], [two]):
+        _, out, _ = ask(capsys, "table", *paths)
+        assert "McNemar" not in out
 
 
 def test_unlike_data_is_told_beside_the_table(capsys, desk, tmp_path):
@@ -286,50 +418,58 @@ def test_unlike_data_is_told_beside_the_table(capsys, desk, tmp_path):
     assert str(desk.a) in err
     assert out
     assert "McNemar" not in out
-    assert "McNemar" in ask(capsys, "table", other, desk.a, "--data", desk.d)[1]
 
 
-def test_other_columns_of_a_table_are_unlike_data(capsys, desk, tmp_path):
+def test_where_one_is_named_unlike_data_is_compared_on_it(capsys, desk, tmp_path):
+    other = changed(tmp_path, desk.a, recipe={"data": str(desk.e)})
+    _, out, _ = ask(capsys, "table", other, desk.a, "--data", desk.d)
+    assert "McNemar" in out
+
+
+@pytest.mark.parametrize(
+    "differ,recipe",
+    [
+        (True, {"text_column": "plot"}),
+        (True, {"label_column": "stars"}),
+        (False, {"seed": 7}),
+    ],
+    ids=str,
+)
+def test_other_columns_of_a_table_are_unlike_data(capsys, desk, tmp_path, differ, recipe):
     for name in ("dev", "train"):
         rows = "sentence,plot,label,stars\nfine,dull,0,1\nawful,grand,1,1\n"
         (tmp_path / f"{name}.csv").write_text(rows)
-    paths = []
-    for i, columns in enumerate(
-        ({"text_column": "plot"}, {"label_column": "stars"}, {}, {"seed": 7})
-    ):
-        folder = tmp_path / str(i)
-        paths.append(changed(folder, desk.a, recipe={"data": str(tmp_path)} | columns))
-    for second, differ in ((0, True), (1, True), (3, False)):
-        code, out, err = ask(capsys, "table", paths[2], paths[second])
-        assert code == 0
-        assert ("different data" in err) == differ
-        assert ("McNemar" in out) != differ
+    data = {"data": str(tmp_path)}
+    first = changed(tmp_path / "first", desk.a, recipe=data)
+    second = changed(tmp_path / "second", desk.a, recipe=data | recipe)
+    code, out, err = ask(capsys, "table", first, second)
+    assert code == 0
+    assert ("different data" in err) == differ
+    assert ("McNemar" in out) != differ
 
 
 def test_labels_are_compared_by_their_names(capsys, desk, tmp_path):
     """Two prompts may number the same labels in another way."""
-    file = read_prompt(desk.a)
-    file.prompt.head.data[:] = file.prompt.head.data.flip(0)
-    more = {"prompt": file.prompt, "labels": ["good", "fair", "bad"]}
-    turned = changed(tmp_path, desk.a, recipe={"seed": 9}, **more)
-    names = ["bad", "fair", "good"]
-    rows = [(text, names[label]) for text, label in desk.data["d", "dev"]]
+    old = desk.prompts["a"]
+    turned = Prompt(old.vectors, old.head.flip(0))
+    more = {"prompt": turned, "labels": NAMES[::-1]}
+    other = changed(tmp_path, desk.a, recipe={"seed": 9}, **more)
+    rows = [(text, NAMES[label]) for text, label in desk.data["d", "dev"]]
     write_split(tmp_path / "n", "dev", rows)
-    test = told(capsys, "table", desk.a, turned, "--data", tmp_path / "n", *EXACT)
-    assert test[-1]["mcnemar"]["only_right"] == [0, 0]
+    *_, last = told(capsys, "table", desk.a, other, "--data", tmp_path / "n", *EXACT)
+    assert last["mcnemar"]["only_right"] == [0, 0]
 
 
 def test_numbers_are_neither_right_nor_wrong(capsys, desk, tmp_path):
     rows = [(text, label * 1.5) for text, label in desk.data["d", "dev"]]
     write_split(tmp_path / "n", "dev", rows)
-    number_prompt(desk, tmp_path)
+    source = number_prompt(desk, tmp_path)
+    scores = {"n": 9, "loss": 1.0}
     paths = []
     for seed in (1, 2):
         recipe = {"seed": seed, "data": str(tmp_path / "n")}
-        source = tmp_path / "number.safetensors"
-        paths.append(
-            changed(tmp_path / str(seed), source, recipe=recipe, scores={"n": 9, "loss": 1.0})
-        )
+        folder = tmp_path / str(seed)
+        paths.append(changed(folder, source, recipe=recipe, scores=scores))
     code, out, err = ask(capsys, "table", *paths)
     assert code == 0, err
     assert "answers with numbers" in err
@@ -358,5 +498,6 @@ def test_a_probability_is_never_shown_as_nothing(p, shown):
 
 
 def test_json_is_an_object_a_line(capsys, runs):
-    out = ask(capsys, "table", *runs, "--json")[1]
-    assert all(isinstance(json.loads(line), dict) for line in out.splitlines())
+    _, out, _ = ask(capsys, "table", *runs, "--json")
+    for line in out.splitlines():
+        assert isinstance(json.loads(line), dict)

@@ -52,7 +52,7 @@ import train
 import ways
 from benchmark import Contender, peak_bytes
 from data import collate, encode
-from metrics import logits_of, score_of, standing
+from metrics import score_of, standing
 from support.checkpoint import open_checkpoint
 from support.dataset import open_dataset, read_split
 from support.settings import Parser, Settings, add_flag, checked
@@ -193,10 +193,7 @@ def ours(name, task, rate, seed):
 
 def score_ours(classifier, pairs):
     """The Score of a loaded prompt on (text, label) pairs."""
-    [prompt] = classifier.prompts
-    positions = classifier.gpt2.config.n_positions
-    examples = encode(classifier.tokenizer, pairs, positions, len(prompt.vectors))
-    [logits] = logits_of(classifier.gpt2, classifier.prompts, examples, ways.BATCH)
+    [logits] = classifier.logits(pairs)  # (n, N)
     return score_of(logits, torch.tensor([label for _, label in pairs]))
 
 
@@ -309,7 +306,8 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     args = parse_args(argv)
     torch.set_num_threads(1)
-    figures = record.keep("alternatives.py", argv, args.json, lambda: measure(args))
+    command = ["python", "bench/alternatives.py", *argv]
+    figures = record.keep(command, args.json, lambda: measure(args))
     emit(table_of(figures))
     return figures
 

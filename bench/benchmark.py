@@ -594,7 +594,8 @@ def main(argv=None):
     """Measure, tell, write -> {pair: ratio}."""
     argv = sys.argv[1:] if argv is None else argv
     args = parse_args(argv)
-    return record.keep("benchmark.py", argv, args.json, lambda: run(args))["ratios"]
+    command = ["python", "bench/benchmark.py", *argv]
+    return record.keep(command, args.json, lambda: run(args))["ratios"]
 
 
 def run(args):

@@ -112,7 +112,8 @@ def main(argv=None):
     add("--json", metavar="FILE", help="a new file for the figures")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    figures = record.keep("few_examples.py", argv, args.json, lambda: measure(args))
+    command = ["python", "bench/few_examples.py", *argv]
+    figures = record.keep(command, args.json, lambda: measure(args))
     emit(table_of(figures))
     return figures
 

@@ -19,27 +19,27 @@ from support.processes import cpu_flags
 LIBRARIES = ("torch", "transformers", "peft", "scikit-learn")
 
 
-def keep(script, argv, path, measure):
+def keep(words, path, measure):
     """What measure() gives, behind the facts of this run; also into a new file, if path names one.
 
-    script: its name in bench/.  A file that cannot be written is told before the work.
+    words: the command.  A file that cannot be written is told before the work.
     """
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(new_file(path)) if path else None
-        figures = facts_of(script, argv) | measure()
+        figures = facts_of(words) | measure()
         if file:
             file.write(json.dumps(figures, indent=1).encode() + b"\n")
     return figures
 
 
-def facts_of(script, argv):
+def facts_of(words):
     """Which command, at which commit, when, and on what."""
     versions = {"python": platform.python_version()}
     for library in LIBRARIES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[library] = importlib.metadata.version(library)
     return {
-        "command": shlex.join(["python", f"bench/{script}", *without(argv, "--json")]),
+        "command": shlex.join(without(words, "--json")),
         "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{chip_of(torch.device('cpu'))}, {os.cpu_count()} cores",
@@ -47,9 +47,9 @@ def facts_of(script, argv):
     }
 
 
-def without(argv, flag):
-    """The words of a command line but for a flag and its value."""
-    words = list(argv)
+def without(words, flag):
+    """The words of a command but for a flag and its value."""
+    words = list(words)
     if flag in words:
         at = words.index(flag)
         del words[at : at + 2]

@@ -40,8 +40,6 @@ that of two processes which ran one after the other.
 
 import ctypes
 import json
-import os
-import platform
 import random
 import re
 import statistics
@@ -427,9 +425,10 @@ def measure(args, device):
     d = contenders["d"]
     texts = args.batch_size * len(near)
     return {
+        "size": args.size,
+        "prompt_tokens": args.prompt_tokens,
+        "rounds": args.rounds,
         "chip": chip_of(device),
-        "cores": os.cpu_count(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "threads": torch.get_num_threads(),
         "dtype": str(gpt2.wte.weight.dtype),
         "device": str(device),
@@ -446,37 +445,39 @@ def measure(args, device):
     }
 
 
-def tell(args, figures):
+def lines_of(figures):
     """The figures, as a person reads them."""
     median = figures["median"]
-    say(
-        f"{args.size}, P = {args.prompt_tokens}, {figures['dtype']} on {figures['device']} "
-        f"({figures['chip']}; threads: {figures['threads']}), medians of {args.rounds} rounds"
-    )
+    lines = [
+        f"{figures['size']}, P = {figures['prompt_tokens']}, {figures['dtype']} on "
+        f"{figures['device']} ({figures['chip']}; threads: {figures['threads']}), medians of "
+        f"{figures['rounds']} rounds"
+    ]
     orders = ["near-equal lengths", "random order"][: len(figures["batches"])]
     for order, shapes, mean in zip(orders, figures["batches"], figures["epoch_means"], strict=True):
         here = statistics.mean(T for _, T in shapes)
         shapes = [tuple(shape) for shape in shapes]
-        say(f"{order}: batches {shapes}, mean length {here:.1f}, whole epoch {mean:.1f}")
+        lines.append(f"{order}: batches {shapes}, mean length {here:.1f}, whole epoch {mean:.1f}")
     for name, peak in figures["peak_bytes"].items():
         speed = figures["texts"] / median[name]
         times = median[name] / median["d"]
         mebibytes = "      -" if peak is None else f"{peak / 2**20:7.1f} MiB"
-        say(
+        lines.append(
             f"{name:3} {LABELS[name]:24} {speed:9.1f} examples/s  {times:6.2f} x d's time"
             f"  step's peak {mebibytes}"
         )
-    say(
+    lines.append(
         f"autograd graph of d {figures['graph_bytes'] / 2**20:.1f} MiB; matrix products alone "
         f"{figures['flops_a_second'] / 1e9:.0f} GFLOP/s"
     )
     ratios = [f"{pair} {value:.2f}" for pair, value in figures["ratios"].items()]
-    say("times: " + "  ".join(ratios))
+    lines.append("times: " + "  ".join(ratios))
     sweep = figures["sweep_seconds"]
-    say(
+    lines.append(
         f"SST-2's {SST2_ROWS:,} rows x 3 epochs with the pack, projected from these steps: "
         f"{sweep / 3600:.1f} hours ({sweep / 60:.0f} minutes)"
     )
+    return lines
 
 
 # ---- beside another checkout ----------------------------------------------------------------
@@ -606,7 +607,8 @@ def run(args):
         tell_beside(args, figures)
     else:
         figures = measure(args, device)
-        tell(args, figures)
+        for line in lines_of(figures):
+            say(line)
     return figures
 
 

@@ -1,0 +1,226 @@
+"""The tables of docs/, made from the records in docs/records/.
+
+    python bench/tables.py            write them into docs/, between their marks
+    python bench/tables.py --check    change nothing; say which table is another than its records
+
+A table stands between <!-- table NAME --> and <!-- end -->.  What is named there is one of the
+functions below.
+"""
+
+import json
+import re
+import statistics
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where the modules lie
+
+import support.threads  # noqa: F401  before torch, as in train.py
+
+import benchmark
+from support.settings import Parser
+from support.statistics import wilson
+from support.terminal import ending, say
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+RECORDS = DOCS / "records"
+MARKED = re.compile(r"(<!-- table ([a-z0-9-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+def kept(name):
+    """A record by its name."""
+    return json.loads((RECORDS / f"{name}.json").read_text())
+
+
+def markdown(header, rows):
+    """A table whose first column is words, and whose others are numbers."""
+    lines = [header, ["---"] + ["--:"] * (len(header) - 1), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def share(value):
+    """An accuracy, or nothing."""
+    return "" if value is None else f"{value:.4f}"
+
+
+def interval(mean, n):
+    """The 95 % interval of one accuracy on n texts."""
+    low, high = wilson(round(mean * n), n)
+    return f"{low:.3f} to {high:.3f}"
+
+
+# ---- the runs of bench/results.py -----------------------------------------------------------
+
+
+def runs_table(data):
+    """Lengths, rates and first vectors on one data set, a mean over seeds a row."""
+    lengths = kept(f"{data}-lengths")
+    n = lengths["texts"]["dev"]
+    baselines = lengths["summary"]["baselines"]
+    rows = [
+        ["majority", "", share(baselines["majority"]), "", ""],
+        ["untrained prompt and head, 18 of them", "", share(baselines["untrained"]), "", ""],
+    ]
+    for P in (1, 2, 5, 10, 20, 50):
+        rows.append(run_row(f"P = {P}", chosen(lengths, prompt_tokens=P), n))
+    rows.insert(2, run_row("head alone, P = 10", chosen(kept(f"{data}-head")), n))
+    for lr in (0.01, 0.1):
+        rows.append(run_row(f"P = 10, lr {lr}", chosen(kept(f"{data}-rates"), lr=lr), n))
+    for init in ("words", "eot"):
+        rows.append(run_row(f"P = 10, --init {init}", chosen(kept(f"{data}-{init}")), n))
+    for which, told in (("p20", "three prompts of P = 20"), ("all", "all 18 prompts")):
+        accuracy = lengths["together"][which]["accuracy"]
+        rows.append([f"ensemble of {told}", "", share(accuracy), "", interval(accuracy, n)])
+    return markdown(["", "hold-out", "dev", "sd", "95 % interval"], rows)
+
+
+def chosen(record, **wanted):
+    """The prompts of a run that have these values."""
+    rows = record["summary"]["prompts"]
+    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+
+
+def run_row(name, prompts, n):
+    """The mean of prompts that differ in their seeds alone."""
+    held = statistics.mean(row["selection"]["accuracy"] for row in prompts)
+    dev = [row["accuracy"] for row in prompts]
+    mean = statistics.mean(dev)
+    return [name, share(held), share(mean), share(statistics.stdev(dev)), interval(mean, n)]
+
+
+# ---- beside the alternatives ----------------------------------------------------------------
+
+NAMES = {
+    "majority": "majority",
+    "words": "tf-idf, logistic regression",
+    "head": "head alone",
+    "prompt-1": "prompt after the text, P = 1",
+    "prompt-10": "prompt after the text, P = 10",
+    "prompt-20": "prompt after the text, P = 20",
+    "peft-10": "PEFT's prompt before the text, P = 10",
+    "lora": "LoRA, rank 8 (PEFT)",
+    "last-block": "last block",
+    "everything": "everything fine-tuned",
+}
+
+
+def alternatives_table(data):
+    """Every way on one data set."""
+    record = kept(f"alternatives-{data}")
+    header = ["", "rate", "hold-out", record["split"], "sd", "95 % interval"]
+    header += ["numbers trained", "kept, kB", "CPU s", "a step's MiB"]
+    rows = []
+    for row in record["rows"]:
+        asked = [score["accuracy"] for score in row["asked"]]
+        mean = statistics.mean(asked)
+        held = statistics.mean(score["accuracy"] for score in row["held"])
+        sd = statistics.stdev(asked) if len(asked) > 1 else None
+        cells = [NAMES[row["way"]], f"{row['rate']:g}" if row["rate"] else ""]
+        cells += [share(held), share(mean), share(sd), interval(mean, row["asked"][0]["n"])]
+        rows.append(cells + costs_of(row))
+    return markdown(header, rows)
+
+
+def costs_of(row):
+    """Numbers trained, kilobytes to keep, CPU seconds and a step's memory, as cells."""
+    if not row["trained"]:
+        return ["", "", "", ""]
+    peak = row["step_bytes"]
+    memory = "" if peak is None else f"{peak / 2**20:.0f}"
+    return [
+        f"{row['trained']:,}",
+        f"{row['bytes'] / 1000:,.0f}",
+        f"{row['cpu_seconds']:.0f}",
+        memory,
+    ]
+
+
+def tasks_table():
+    """Other tasks: a row for each of them and each way, the same columns."""
+    header = ["", "", "rate", "hold-out", "dev", "sd", "95 % interval"]
+    rows = []
+    for data in ("trec", "subj", "ratings"):
+        record = kept(f"alternatives-{data}")
+        for row in record["rows"]:
+            key = "accuracy" if "accuracy" in row["asked"][0] else "loss"
+            asked = [score[key] for score in row["asked"]]
+            mean = statistics.mean(asked)
+            held = statistics.mean(score[key] for score in row["held"])
+            last = ""
+            if key == "accuracy":
+                last = interval(mean, row["asked"][0]["n"])
+            elif row["rate"]:
+                r = statistics.mean(score["pearson"] for score in row["asked"])
+                last = f"Pearson's r {r:.3f}"
+            name = NAMES[row["way"]]
+            if data == "ratings":
+                name = name.replace("logistic", "ridge").replace("majority", "the mean")
+            sd = share(statistics.stdev(asked) if len(asked) > 1 else None)
+            rate = f"{row['rate']:g}" if row["rate"] else ""
+            rows.append([record["data"], name, rate, share(held), share(mean), sd, last])
+    return markdown(header, rows)
+
+
+def few_table():
+    """Accuracy by the number of labelled texts."""
+    record = kept("few-examples-sst2")
+    cells = {}
+    for row in record["rows"]:
+        mean = statistics.mean(row["accuracy"])
+        sd = statistics.stdev(row["accuracy"])
+        cells[row["way"], row["texts"]] = f"{mean:.3f} ({sd:.3f})"
+    ways = list(dict.fromkeys(way for way, _ in cells))
+    sizes = sorted({size for _, size in cells})
+    rows = [[NAMES[way], *(cells[way, size] for size in sizes)] for way in ways]
+    return markdown(["texts", *(f"{size:,}" for size in sizes)], rows)
+
+
+# ---- speed ----------------------------------------------------------------------------------
+
+
+def speed_block(name):
+    """What bench/benchmark.py printed, indented as code."""
+    figures = kept(name)
+    lines = [f"$ {figures['command']}", *benchmark.lines_of(figures)]
+    return "".join(f"    {line}\n" for line in lines)
+
+
+TABLES = {
+    "reviews": lambda: runs_table("reviews"),
+    "sst2": lambda: runs_table("sst2"),
+    "alternatives-sst2": lambda: alternatives_table("sst2"),
+    "alternatives-reviews": lambda: alternatives_table("reviews"),
+    "tasks": tasks_table,
+    "few": few_table,
+    "speed-short": lambda: speed_block("speed-short"),
+    "speed-short-float32": lambda: speed_block("speed-short-float32"),
+    "speed-long": lambda: speed_block("speed-long"),
+}
+
+
+def with_tables(text):
+    """A page with every marked table made anew."""
+    return MARKED.sub(lambda found: f"{found[1]}\n{TABLES[found[2]]()}\n{found[4]}", text)
+
+
+@ending()
+def main(argv=None):
+    """Write, or compare, every page of docs/ -> the names of those that differ."""
+    parser = Parser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing, only compare")
+    args = parser.parse_args(argv)
+    differ = []
+    for path in sorted(DOCS.glob("*.md")):
+        text = path.read_text(encoding="utf-8")
+        made = with_tables(text)
+        if made == text:
+            continue
+        differ.append(path.name)
+        if not args.check:
+            path.write_text(made, encoding="utf-8")
+        say(f"docs/{path.name} {'differs from its records' if args.check else 'is written'}")
+    return differ
+
+
+if __name__ == "__main__":
+    main()

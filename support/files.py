@@ -79,27 +79,14 @@ def sha256(*paths):
 # ---- writing --------------------------------------------------------------------------------
 
 
-def write_file(path, data, replace=True, temporary=None):
+def write_file(path, data, temporary=None):
     """Write bytes so that path holds all of them or what it held before: new file, sync, rename.
 
-    replace: whether a regular file that is there may go.  temporary: a name that nothing has yet.
+    No more than a regular file is ever written over.  temporary: a name that nothing has yet.
     """
     path = unlinked(Path(path))
-    temporary = temporary or beside(path)
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            flush_to_disk(file)
-        if replace:
-            os.replace(temporary, path)
-        else:
-            place_new(temporary, path)
-    except OSError as error:
-        error.filename = str(path)  # a full disk does not say itself which file it was
-        raise
-    finally:
-        with contextlib.suppress(OSError):  # where it has been renamed, or was never made
-            temporary.unlink()
+    with whole_file(path, temporary or beside(path), os.replace) as file:
+        file.write(data)
 
 
 @contextlib.contextmanager
@@ -113,18 +100,28 @@ def new_file(path):
     with contextlib.suppress(FileNotFoundError):
         os.lstat(path)  # OSError, too, where no file can have this name
         raise FileExistsError(f"{path} is there already; remove it, or name another file")
-    temporary = beside(path)
+    with whole_file(path, beside(path), place_new) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def whole_file(path, temporary, place):
+    """A binary file to write, which stands at path once all of it is on disk.
+
+    Until then it is called `temporary`, and place(temporary, path) gives it its name.
+    """
     try:
         with open(temporary, "xb") as file:
             yield file
             flush_to_disk(file)
-        place_new(temporary, path)
+        place(temporary, path)
     except OSError as error:
+        # A full disk does not say itself which file it was.
         if error.filename in (None, str(temporary)):
             error.filename = str(path)
         raise
     finally:
-        with contextlib.suppress(OSError):  # placed, or never made
+        with contextlib.suppress(OSError):  # where it has its name, or was never made
             temporary.unlink()
 
 

@@ -166,12 +166,11 @@ def test_a_fingerprint_is_of_all_bytes_in_order(tmp_path):
 
 @posix
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("replace", [True, False])
-def test_only_a_regular_file_is_ever_written_over(tmp_path, kind, replace):
+def test_only_a_regular_file_is_ever_written_over(tmp_path, kind):
     make(kind, tmp_path / "p")
     before = contents(tmp_path)
     with pytest.raises(ValueError, match="p is a link or of another kind"):
-        write_file(tmp_path / "p", b"new", replace)
+        write_file(tmp_path / "p", b"new")
     assert contents(tmp_path) == before
 
 
@@ -181,22 +180,14 @@ def test_a_file_is_written_and_written_over(tmp_path):
         assert contents(tmp_path) == {tmp_path / "p": data}
 
 
-def test_what_is_there_stays_where_nothing_may_be_replaced(tmp_path):
-    write_file(tmp_path / "p", b"one", replace=False)
-    with pytest.raises(FileExistsError, match="p'"):
-        write_file(tmp_path / "p", b"two", replace=False)
-    assert contents(tmp_path) == {tmp_path / "p": b"one"}
-
-
 def test_the_bytes_are_on_disk_before_they_take_their_place(tmp_path, monkeypatch):
     """A full disk leaves what was there, nothing else, and says which file it was."""
     write_file(tmp_path / "p", b"old")
     monkeypatch.setattr(os, "fsync", full_disk)
-    for replace in (True, False):
-        with pytest.raises(OSError, match="p'") as refusal:
-            write_file(tmp_path / "p", b"new", replace)
-        assert refusal.value.filename == str(tmp_path / "p")
-        assert contents(tmp_path) == {tmp_path / "p": b"old"}
+    with pytest.raises(OSError, match="p'") as refusal:
+        write_file(tmp_path / "p", b"new")
+    assert refusal.value.filename == str(tmp_path / "p")
+    assert contents(tmp_path) == {tmp_path / "p": b"old"}
 
 
 def test_a_file_is_never_seen_half_written(tmp_path, monkeypatch):

@@ -22,8 +22,8 @@ import sys
 
 import torch
 
-from data import TEXT_RULE, encode, readable
-from metrics import decide, logits_of, probabilities
+from data import encode, readable
+from metrics import decide, logits_of
 from report import inside, plot, table
 from report.score import report_score
 from support import processes
@@ -77,7 +77,7 @@ class Classifier:
 
         # Vectors of one model mean nothing on another.  Its hash is known once it has been read.
         for file in files:
-            refuse_misfit(file, self.checkpoint, TEXT_RULE)
+            refuse_misfit(file, self.checkpoint)
         self.prompts = [file.prompt.to(self.device) for file in files]
 
     def logits(self, pairs):
@@ -113,7 +113,7 @@ class Classifier:
         pairs = [(text, 0) for text, problem in lines if not problem]
         # An ensemble answers by its mean logits.
         logits = self.logits(pairs).mean(dim=0)  # (n, N)
-        shares = probabilities(logits).tolist()
+        shares = logits.softmax(dim=1).tolist()
         answered = zip(decide(logits).tolist(), logits.tolist(), shares, strict=True)
         found = []
         for text, problem in lines:

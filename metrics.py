@@ -1,6 +1,6 @@
 """What answers are worth: the logits of a set of texts, a Score of them, and which is the best.
 
-logits_of, probabilities, decide, Score, score, score_of, standing.
+logits_of, decide, Score, score, score_of, standing.
 Letters as in model.py: K prompts, n texts, N labels.
 """
 
@@ -29,19 +29,14 @@ def logits_of(gpt2, prompts, examples, batch_size):
     logits = torch.zeros(len(prompts), len(examples), len(prompts[0].head), device=device)
     order = sorted(range(len(examples)), key=lambda i: len(examples[i][0]))
     mine = cut(order, batch_size)[rank::world]
-    for numbers in progress(mine, "batches"):
-        ids, lengths, _ = collate([examples[i] for i in numbers], device)  # (B, T), (B,)
+    for batch in progress(mine, "batches"):
+        # In the place of its label each text brings its number, so that a GPU waits for no copy.
+        numbered = [(examples[i][0], i) for i in batch]
+        ids, lengths, numbers = collate(numbered, device)  # (B, T), (B,), (B,)
         logits[:, numbers] = classify(gpt2, prompts, ids, lengths).float()  # (K, B, N)
     # What a process did not read is zero there, so the sum over all of them is the whole.
     all_reduce([logits])
     return logits.cpu()
-
-
-def probabilities(logits):
-    """(n, N) -> (n, N or 2): softmax, but one column is itself the share of label 1"""
-    if logits.shape[1] == 1:
-        return torch.cat([1 - logits, logits], dim=1).clamp(0, 1)
-    return logits.softmax(dim=1)
 
 
 def decide(logits):
@@ -186,22 +181,12 @@ def collapse(accuracy, label, names):
 
 
 def standing(score, by="accuracy"):
-    """How good a Score is: of two the better is greater.
+    """How good something is that has accuracy, macro_f1 and loss: of two the better is greater.
 
-    score: what has accuracy, macro_f1 and loss.  by: which of them; the loss decides between
-    equals, and always in a regression.
+    by: which of them decides; between equals, and where that one is not known, the loss does.  A
+    loss that is None, or not finite, stands behind all that is.
     """
-    if isinstance(score, Score) and score.constant_loss is not None:
-        by = "loss"
-    return standing_of(score.loss, score.accuracy, score.macro_f1, by)
-
-
-def standing_of(loss, accuracy=None, macro_f1=None, by="accuracy"):
-    """`standing`, of the numbers alone; by what is not known the loss decides.
-
-    A loss that is None, or not finite, stands behind all that is.
-    """
-    finite = loss is not None and math.isfinite(loss)
-    less = -loss if finite else -math.inf
-    share = {"accuracy": accuracy, "macro-f1": macro_f1, "loss": None}[by]
+    finite = score.loss is not None and math.isfinite(score.loss)
+    less = -score.loss if finite else -math.inf
+    share = {"accuracy": score.accuracy, "macro-f1": score.macro_f1, "loss": None}[by]
     return (finite, less if share is None else share, less)

@@ -13,7 +13,6 @@ Ctrl-C finishes the step, saves, and prints the command that goes on from there.
 
 import support.threads  # noqa: F401  before torch
 
-import dataclasses
 import math
 import random
 import sys
@@ -132,7 +131,8 @@ def fit(gpt2, trials, train_set, held_set, run, stop):
         if not active:
             break
 
-        # One step of every active prompt, on one reading of the texts.
+        # One step of every active prompt, on one reading of the texts: of the `whole` batch, which
+        # the processes share, n texts are read in this one.
         number = order[at]
         whole, n, ids, lengths, labels = plan[number]
         kv = cache.text_pass(number, ids)  # (L, 2, B, H, T, D)
@@ -213,9 +213,9 @@ def score_epoch(run, gpt2, active, held_set, done, epoch):
 def finish(gpt2, trials, dev_set, run):
     """Score the best of every trial on dev, and what it began as; write both -> Summary."""
     settings = run.facts.settings
+    if not any(trial.best for trial in trials):
+        raise ValueError(f"no prompt came through its first epoch; {trials[0].advice()}")
     trials = [trial for trial in trials if trial.best]
-    if not trials:
-        raise ValueError("no prompt came through its first epoch; try a lower --lr")
     # All of them on one reading of the texts.
     prompts = [trial.best_prompt for trial in trials]
     prompts += [trial.initial for trial in trials]
@@ -223,8 +223,6 @@ def finish(gpt2, trials, dev_set, run):
     best = results[: len(trials)]
     begun = results[len(trials) :]
     for trial, result, start in zip(trials, best, begun, strict=True):
-        # Checkpoints of the first version do not say on which split that was.
-        trial.best = dataclasses.replace(trial.best, split=settings.select_on)
         run.write_prompt(trial.name, trial.file(run.facts, result, start))
     summary = summary_of(trials, best, begun, settings.select_by)
     run.write_summary(summary)
@@ -257,9 +255,13 @@ def train(request, device, argv, stop):
     """A run from its request to its summary.  Nothing is written before all of it is there."""
     settings = request.settings
     # What the prompts learn from, and what they ride on.
-    columns = {"text_column": settings.text_column, "label_column": settings.label_column}
-    asked = {"num_labels": settings.num_labels, "select_on": settings.select_on}
-    texts = dataset.open_dataset(settings.data, **columns, **asked)
+    texts = dataset.open_dataset(
+        settings.data,
+        settings.text_column,
+        settings.label_column,
+        settings.num_labels,
+        settings.select_on,
+    )
     base = checkpoint.open_checkpoint(settings.model, asked=not request.resume)
     longest = max(settings.prompt_tokens)
     positions = base.config.n_positions

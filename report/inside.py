@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from data import clean, cut
-from metrics import decide, probabilities
+from metrics import decide
 from support.records import to_json
 from support.terminal import cell, emit, shown, table_text
 
@@ -171,7 +171,7 @@ def attention(text, classifier):
         answer = {"label": values[0].item(), "label_name": None}
         answer |= {"probability": None, "log_odds": None}
     else:
-        share = probabilities(logits.double())[:, label]  # (W+1,)
+        share = logits.double().softmax(dim=1)[:, label]  # (W+1,)
         values = share.logit(eps=1e-12)
         answer = {"label": label, "label_name": classifier.labels[label]}
         answer |= {"probability": share[0].item(), "log_odds": values[0].item()}

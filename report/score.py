@@ -1,6 +1,6 @@
 """A Score as a person reads it: one line, the confusion of labels, the surest mistakes."""
 
-from metrics import decide, probabilities, score_of, truth_of
+from metrics import decide, score_of, truth_of
 from support.records import to_json
 from support.terminal import emit, shown, table_text
 
@@ -49,7 +49,7 @@ def surest_mistakes(logits, labels, texts, count):
     else:
         answers = decide(logits)  # (n,)
         truth = truth_of(labels, logits.shape[1])
-        badness = probabilities(logits).amax(dim=1)  # (n,)
+        badness = logits.softmax(dim=1).amax(dim=1)  # (n,)
         shares = badness.tolist()
     # What is no answer is no sure one.
     badness = badness.nan_to_num(nan=-1.0).tolist()

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
-from metrics import decide, score_of, standing_of, truth_of
+from metrics import decide, score_of, standing, truth_of
 from support.prompt_file import PromptFile, Scores, read_prompt
-from support.records import to_json
+from support.records import common, to_json
 from support.statistics import mcnemar, wilson
-from support.summary import find_prompts
+from support.summary import Selection, find_prompts
 from support.terminal import emit, table_text, warn
 
 SHOWN = ("model", "data", "train", "prompt_tokens", "batch_size", "lr", "epochs")  # as columns
@@ -43,9 +43,9 @@ def how_of(file):
     """All that says how a prompt was trained, but the seed: {what: value}."""
     how = {"model": file.base.base_model, "prompt_tokens": file.prompt_tokens, "init": file.init}
     how["num_labels"] = file.num_labels
-    for field in dataclasses.fields(file.recipe):
-        if field.name not in ("seed", "epoch"):
-            how[field.name] = getattr(file.recipe, field.name)
+    how |= vars(file.recipe)
+    del how["seed"]
+    del how["epoch"]
     return how
 
 
@@ -155,8 +155,8 @@ def best_of(files):
     def key(file):
         scores = file.scores
         loss = scores.selected_loss if known else 0.0
-        standing = standing_of(loss, scores.selected, scores.selected_macro_f1, by)
-        return (file.recipe.train != "head", standing)
+        selected = Selection(scores.selected, loss, macro_f1=scores.selected_macro_f1)
+        return (file.recipe.train != "head", standing(selected, by))
 
     return max(files, key=key)
 
@@ -320,11 +320,9 @@ def answered(files, where, classifier_of):
 
 def rescored(one):
     """The PromptFile of an Answered, with the scores of these answers on dev."""
-    score = score_of(one.logits, one.labels)
-    scores = {"selected": one.file.scores.selected, "selected_loss": one.file.scores.selected_loss}
-    for field in dataclasses.fields(Scores):
-        if hasattr(score, field.name):
-            scores[field.name] = getattr(score, field.name)
+    before = one.file.scores
+    scores = common(Scores, score_of(one.logits, one.labels))
+    scores |= {"selected": before.selected, "selected_loss": before.selected_loss}
     return dataclasses.replace(one.file, scores=Scores(**scores))
 
 

@@ -7,7 +7,7 @@ from metrics import standing
 from support.first_vectors import is_prompt
 from support.settings import INITS
 from support.summary import best_first
-from support.terminal import command, path_word, say, table_text, warn
+from support.terminal import command, few, path_word, say, table_text, warn
 
 MANY = 20  # labels that are told with their counts
 
@@ -28,9 +28,7 @@ def tell_beginning(facts, gpt2, dataset):
     for name, n in dataset.label_counts().items():
         counts.append(f"{name} {n:,}")
     if counts:
-        rest = len(counts) - MANY
-        more = f" and {rest} more" if rest > 0 else ""
-        say(f"labels of train: {', '.join(counts[:MANY])}{more}")
+        say(f"labels of train: {few(counts, MANY)}")
     if settings.init not in INITS:
         what = "the vectors of" if is_prompt(settings.init) else "the tokens of the text"
         say(f"the prompts begin as {what} {settings.init}")
@@ -91,13 +89,8 @@ def figures(line):
 
 def tell_end(summary, path, text):
     """The table of a run, warnings, and a command to try, with one of its texts."""
-    rows = summary.prompts
-    split = rows[0].selection.split
-    if rows[0].accuracy is None:
-        say(regression_table(summary, split))
-    else:
-        say(accuracy_table(summary, split))
-    for row in rows:
+    say(result_table(summary))
+    for row in summary.prompts:
         if row.collapsed:
             warn(f"{row.name}: {row.alarm}")
     # What gives one answer to everything is nothing to try.
@@ -106,26 +99,23 @@ def tell_end(summary, path, text):
         say(f"try: {command('evaluate.py', 'predict', path_word(path), *words)}")
 
 
-def accuracy_table(summary, split):
-    """Of each prompt its accuracy on the selection split and on dev, and the baselines."""
+def result_table(summary):
+    """Of each prompt what it is worth on the selection split and on dev, and the baselines."""
+    rows = summary.prompts
+    split = rows[0].selection.split
+    header = ["prompt", "lr", "epoch", split, "dev", "95 % interval"]
+    measure = "accuracy"
+    if rows[0].accuracy is None:
+        header = ["prompt", "lr", "epoch", f"{split}, squared error", "dev", "Pearson's r"]
+        measure = "loss"
     table = []
-    for row in summary.prompts:
-        low, high = row.ci95
-        interval = f"{low:.3f} to {high:.3f}"
-        chosen = row.selection.accuracy
-        table.append([row.name, str(row.lr), row.epoch, chosen, row.accuracy, interval])
+    for row in rows:
+        beside = row.pearson
+        if measure == "accuracy":
+            low, high = row.ci95
+            beside = f"{low:.3f} to {high:.3f}"
+        scores = [getattr(row.selection, measure), getattr(row, measure), beside]
+        table.append([row.name, str(row.lr), row.epoch] + scores)
     for name, value in summary.baselines.items():
         table.append([name, "", "", "", value, ""])
-    return table_text(["prompt", "lr", "epoch", split, "dev", "95 % interval"], table)
-
-
-def regression_table(summary, split):
-    """Of each prompt its squared error on the selection split and on dev, and the correlation."""
-    table = []
-    for row in summary.prompts:
-        chosen = row.selection.loss
-        table.append([row.name, str(row.lr), row.epoch, chosen, row.loss, row.pearson])
-    for name, value in summary.baselines.items():
-        table.append([name, "", "", "", value, ""])
-    header = ["prompt", "lr", "epoch", f"{split}, squared error", "dev", "Pearson's r"]
     return table_text(header, table)

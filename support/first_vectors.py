@@ -4,7 +4,6 @@ import os
 
 import torch
 
-from data import TEXT_RULE
 from model import Prompt
 from support.prompt_file import read_prompt, refuse_misfit
 from support.settings import INITS
@@ -42,7 +41,7 @@ class FirstVectors:
         self.ids = None  # of words or of a text
         if is_prompt(init):
             self.file = read_prompt(init)
-            refuse_misfit(self.file, checkpoint, TEXT_RULE)
+            refuse_misfit(self.file, checkpoint)
             self.rows = rows_by_name(self.file, labels, num_labels)
         elif init == "words":
             self.ids = self.tokenizer.encode(" " + " ".join(labels))

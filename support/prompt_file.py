@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 
+from data import TEXT_RULE
 from model import Prompt
 from support.checkpoint import Base
 from support.files import damaged, read_bytes, safetensors_bytes, split_safetensors
@@ -176,15 +177,15 @@ def prompt_of(tensors):
     return Prompt(vectors, head)
 
 
-def refuse_misfit(file, checkpoint, text_rule):
-    """ValueError unless a prompt answers on this model, and under this text rule.
+def refuse_misfit(file, checkpoint):
+    """ValueError unless a prompt answers on this model, and under the text rule of data.py.
 
     checkpoint: a base model, opened.  Vectors of one model mean nothing on another.
     """
     P, C = file.prompt.vectors.shape
     config = checkpoint.config
-    if file.text_rule != text_rule:
-        raise ValueError(f"{file.path} was trained under another text rule than {text_rule!r}")
+    if file.text_rule != TEXT_RULE:
+        raise ValueError(f"{file.path} was trained under another text rule than {TEXT_RULE!r}")
     if C != config.n_embd or P >= config.n_positions:
         raise ValueError(
             f"{file.path} holds {P} vectors of {C} channels, which do not fit {checkpoint.name}"

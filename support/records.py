@@ -100,6 +100,15 @@ def read_union(parts, value, at):
     raise first
 
 
+def common(kind, record):
+    """{name: value} of what a record says that a record of this kind may say, too."""
+    found = {}
+    for field in dataclasses.fields(kind):
+        if hasattr(record, field.name):
+            found[field.name] = getattr(record, field.name)
+    return found
+
+
 @functools.cache
 def hints_of(kind):
     """{field: type} of a dataclass."""
@@ -129,8 +138,7 @@ def name_of(kind):
 
 def from_json(kind, text, path):
     """JSON in bytes or a str as an instance of kind; ValueError names the file it stood in."""
-    what = "is damaged, or not what is read here"
-    with damaged(path, what):
+    with damaged(path, "is damaged, or not what is read here"):
         return read(kind, json.loads(text))
 
 

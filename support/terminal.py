@@ -58,6 +58,13 @@ def plain_lines(text):
     return "\n".join(lines)
 
 
+def few(words, most):
+    """Words in a sentence; of more than `most` the first ones."""
+    rest = len(words) - most
+    more = f" and {rest} more" if rest > 0 else ""
+    return ", ".join(words[:most]) + more
+
+
 def say(text="", file=None):
     """Tell a person something beside the work.
 

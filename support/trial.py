@@ -11,7 +11,7 @@ from data import TEXT_RULE
 from metrics import standing
 from model import Prompt
 from support.prompt_file import PromptFile, Recipe, Scores
-from support.records import plain, read
+from support.records import common, plain, read
 from support.run_folder import LogLine
 from support.summary import Selection, Summary, SummaryRow
 from support.terminal import say
@@ -19,13 +19,14 @@ from support.terminal import say
 
 @dataclass
 class Trial:
-    """One prompt of the run, how it began, and the best it has been on the selection split."""
+    """One prompt of the run, how it began, and the best it has been."""
 
     name: str
     seed: int
     lr: float
     prompt: Prompt
     init_ids: list[int]
+    select_on: str  # the split on which the best is chosen
     best: Selection | None = None
     best_epoch: int = 0
     epochs_since_best: int = 0
@@ -50,7 +51,13 @@ class Trial:
     def stop(self, step):
         """Its numbers are no longer finite: it is trained no further."""
         self.broke_at = step
-        say(f"{self.name} stopped: not finite by step {step}; try a lower --lr", sys.stderr)
+        say(f"{self.name} stopped: not finite by step {step}; {self.advice()}", sys.stderr)
+
+    def advice(self):
+        """What helps where numbers are no longer finite."""
+        if len(self.prompt.head) == 1:
+            return "try a lower --lr, or divide labels that are far from 0 by a constant"
+        return "try a lower --lr"
 
     def state_dict(self):
         """All that changes in training, for --resume."""
@@ -64,12 +71,15 @@ class Trial:
         }
 
     def load_state_dict(self, state):
-        best = state["best"] or {}
-        known = {item.name for item in dataclasses.fields(Selection)}
-        numbers = {name: value for name, value in best.items() if name in known}
-        self.best = read(Selection, numbers) if best else None
-        # Checkpoints of the first version say the epoch with the numbers of the best.
-        self.best_epoch = best.get("epoch", state.get("epoch", 0))
+        best = state["best"]
+        self.best_epoch = state.get("epoch", 0)
+        if best and "epoch" in best:
+            # The first version kept all of a result, and the epoch with it, but not the split.
+            self.best_epoch = best["epoch"]
+            known = {item.name for item in dataclasses.fields(Selection)}
+            best = {name: value for name, value in best.items() if name in known}
+            best["split"] = self.select_on
+        self.best = read(Selection | None, best)
         self.epochs_since_best = state["waited"]
         self.broke_at = state["broke"]
         self.prompt.load_state_dict(state["now"])
@@ -81,9 +91,7 @@ class Trial:
         facts: the run's; result: its Score on the split that was asked last; start: the same of
         what it began as.
         """
-        asked = {}
-        for item in dataclasses.fields(Recipe):
-            asked[item.name] = getattr(facts.settings, item.name, None)
+        asked = common(Recipe, facts.settings)
         asked |= {"lr": self.lr, "seed": self.seed, "epoch": self.best_epoch or None}
         # With --steps, the epochs that these steps make.
         per_epoch = math.ceil(facts.texts["train"] / facts.settings.batch_size)
@@ -102,13 +110,7 @@ class Trial:
     def scores(self, result, start):
         """What a prompt.safetensors says of its worth; arguments as in `file`."""
         return Scores(
-            n=result.n,
-            accuracy=result.accuracy,
-            loss=result.loss,
-            macro_f1=result.macro_f1,
-            pearson=result.pearson,
-            majority=result.majority,
-            constant_loss=result.constant_loss,
+            **common(Scores, result),
             untrained=start.accuracy if start else None,
             untrained_loss=start.loss if start else None,
             selected=self.best.accuracy,
@@ -129,15 +131,7 @@ class Trial:
             selection=self.best,
             untrained=start.accuracy,
             untrained_loss=start.loss,
-            n=result.n,
-            accuracy=result.accuracy,
-            ci95=result.ci95,
-            loss=result.loss,
-            macro_f1=result.macro_f1,
-            pearson=result.pearson,
-            spearman=result.spearman,
-            collapsed=result.collapsed,
-            alarm=result.alarm,
+            **common(SummaryRow, result),
         )
 
 
@@ -152,7 +146,7 @@ def start_trials(settings, first_vectors, device):
         name = f"p{P}-s{seed}"
         if len(settings.lr) > 1:
             name += f"-lr{lr}"
-        trials.append(Trial(name, seed, lr, prompt.to(device), ids))
+        trials.append(Trial(name, seed, lr, prompt.to(device), ids, settings.select_on))
     return trials
 
 

@@ -12,10 +12,8 @@ from metrics import (
     Score,
     decide,
     logits_of,
-    probabilities,
     score_of,
     standing,
-    standing_of,
     truth_of,
 )
 from support.statistics import wilson
@@ -275,19 +273,6 @@ def test_labels_are_classes_only_where_all_are_0_or_1():
     assert truth_of(classes, 3).tolist() == [2, 0]
 
 
-def test_probabilities_of_one_column_are_the_share_itself():
-    column = torch.tensor([[0.2], [1.3], [-1.0]])
-    share, above, below = probabilities(column).tolist()
-    assert share == pytest.approx([0.8, 0.2])
-    assert above == [0.0, 1.0]
-    assert below == [1.0, 0.0]
-
-
-def test_probabilities_of_several_columns_are_their_softmax():
-    softmax = LOGITS.softmax(dim=1)
-    assert probabilities(LOGITS).tolist() == softmax.tolist()
-
-
 # ---- which is best --------------------------------------------------------------------------
 
 
@@ -307,20 +292,22 @@ def test_what_is_best_goes_by_what_is_asked():
     assert standing(second, "loss") > standing(first, "loss")
 
 
-def test_a_regression_goes_by_its_loss():
-    first = Score(n=9, accuracy=0.9, loss=0.5, constant_loss=0.2)
-    second = Score(n=9, accuracy=0.8, loss=0.4, constant_loss=0.2)
+def test_where_nothing_else_is_known_the_loss_decides():
+    first = Score(n=9, loss=0.5)
+    second = Score(n=9, loss=0.4)
     assert standing(second) > standing(first)
+    assert standing(second, "macro-f1") > standing(first, "macro-f1")
 
 
 def test_a_loss_that_is_not_finite_is_last():
-    good = standing_of(9e9, 0.0)
+    good = Score(n=9, accuracy=0.0, loss=9e9)
     for loss in (None, math.nan, math.inf):
-        assert standing_of(loss, 1.0) < good
-        assert standing_of(loss, 1.0, by="loss") < standing_of(9e9, by="loss")
+        bad = Score(n=9, accuracy=1.0, loss=loss)
+        assert standing(bad) < standing(good)
+        assert standing(bad, "loss") < standing(good, "loss")
     lost = torch.full((4, 2), math.nan)
     broken = score_of(lost, torch.tensor([0, 0, 0, 1]))
-    assert standing(broken) < good
+    assert standing(broken) < standing(good)
 
 
 # ---- logits ---------------------------------------------------------------------------------

@@ -435,19 +435,19 @@ def model(C=4, n_positions=24, hashed="0" * 64):
 
 
 def test_a_prompt_fits_the_model_it_was_trained_on():
-    refuse_misfit(example(), model(), "strip")
-    refuse_misfit(example(P=23, init_ids=[]), model(), "strip")
+    refuse_misfit(example(), model())
+    refuse_misfit(example(P=23, init_ids=[]), model())
 
 
 MISFITS = [
     ({"C": 5}, "strip", "holds 2 vectors of 4 channels, which do not fit a model"),
     ({"n_positions": 2}, "strip", "holds 2 vectors of 4 channels, which do not fit a model"),
     ({"hashed": "1" * 64}, "strip", "trained on another model than a model .* with --model"),
-    ({}, "lower", "trained under another text rule than 'lower'"),
+    ({}, "lower", "trained under another text rule than 'strip'"),
 ]
 
 
 @pytest.mark.parametrize("sizes,rule,sentence", MISFITS)
 def test_a_prompt_that_does_not_fit_is_refused_by_what_differs(sizes, rule, sentence):
     with pytest.raises(ValueError, match=f"^a/p .*{sentence}"):
-        refuse_misfit(example(path="a/p"), model(**sizes), rule)
+        refuse_misfit(example(path="a/p", text_rule=rule), model(**sizes))

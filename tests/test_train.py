@@ -64,7 +64,7 @@ def four_trials(device):
     for lr in (0.1, 0.2, 0.1, 0.005):
         vectors = torch.zeros(2, 4, device=device)
         head = torch.zeros(3, 4, device=device)
-        trials.append(Trial("p1-s0", 0, lr, Prompt(vectors, head), []))
+        trials.append(Trial("p1-s0", 0, lr, Prompt(vectors, head), [], "dev"))
     return trials
 
 
@@ -96,7 +96,7 @@ def small_step(dtype=torch.float32, kv=False, share=1.0):
         parameter.data = torch.randn_like(parameter) * 0.3
     gpt2 = gpt2.to(dtype)
     prompts = [Prompt(torch.randn(P, 8), torch.randn(3, 8)) for P in (1, 3)]
-    trials = [Trial("p1-s0", 0, 0.1, prompt, []) for prompt in prompts]
+    trials = [Trial("p1-s0", 0, 0.1, prompt, [], "dev") for prompt in prompts]
     optimizer = train.make_optimizer(trials, 0.01)
     for group in optimizer.param_groups:
         group["lr"] = group["peak"]

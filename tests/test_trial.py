@@ -17,7 +17,8 @@ from support.trial import Trial, start_trials
 
 def a_trial():
     """A trial of two vectors and two labels"""
-    return Trial("p2-s0", 0, 0.1, Prompt(torch.ones(2, 4), torch.ones(2, 4)), [5, 6])
+    prompt = Prompt(torch.ones(2, 4), torch.ones(2, 4))
+    return Trial("p2-s0", 0, 0.1, prompt, [5, 6], "hold-out")
 
 
 def considered(scores, by="accuracy"):
@@ -75,6 +76,14 @@ def test_a_prompt_that_is_stopped_is_told_of_with_advice(capsys):
     assert told in capsys.readouterr().err
 
 
+def test_a_regression_that_is_stopped_is_told_of_its_labels_too(capsys):
+    """No rate helps where the square of a label is no number of float32."""
+    prompt = Prompt(torch.ones(2, 4), torch.ones(1, 4))
+    Trial("p2-s0", 0, 0.1, prompt, [5, 6], "hold-out").stop(20)
+    told = "try a lower --lr, or divide labels that are far from 0 by a constant"
+    assert told in capsys.readouterr().err
+
+
 def test_a_trial_that_is_put_back_is_what_it_was():
     trial, _ = considered(EPOCHS)
     trial.broke_at = 30
@@ -108,7 +117,7 @@ def test_the_state_of_the_first_version_is_read():
     state = {"best": best, "waited": 2, "broke": 0, "now": tensors, "kept": tensors}
     trial = a_trial()
     trial.load_state_dict(state)
-    assert (trial.best.accuracy, trial.best.loss, trial.best.n) == (0.5, 0.7, 6)
+    assert trial.best == Selection(0.5, 0.7, 6, "hold-out")
     assert trial.best_epoch == 4
     assert trial.epochs_since_best == 2
 

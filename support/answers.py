@@ -9,9 +9,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from data import LONGEST, readable
+from data import readable
 from support.files import new_file
-from support.records import to_json
+from support.records import is_text, to_json
 from support.stopping import Stopped
 from support.table import lines_of, read_table
 from support.terminal import cell, emit, say, shown, warn
@@ -77,7 +77,7 @@ def answer_lines(stream, classifier, as_json):
     """Answer the lines of a stream as they come, in their order."""
     numbers = classifier.files[0].num_labels == 1
     done = 0
-    for lines in lines_of(stream, LONGEST):
+    for lines in lines_of(stream):
         answers = classifier.answers([readable(line) for line in lines])
         say_problems(answers, "line", done)
         emit_answers(answers, as_json, numbers)
@@ -100,40 +100,53 @@ def table_to_answer(path, column, file, out, glue, as_json):
     Answers, which prints them, or writes them to out or glue.
 
     column: of the texts, None: the usual ones; file: the PromptFile that answers.  What can be
-    refused is refused here, before the work.
+    refused is refused here, before the work; nothing that is there is written over.
     """
     table = read_table(path)
     texts = table.texts(column)
-    with contextlib.ExitStack() as closing:
-        write = None
-        if out:
-            write = closing.enter_context(table_output(out, table, file))
-        if glue:
-            write = closing.enter_context(glue_output(glue, table, texts))
+    bytes_of = None
+    if out:
+        bytes_of = rows_with_answers(out, table, file)
+    if glue:
+        bytes_of = glue_lines(table, texts)
+    with whole_output(out or glue) as output:
 
         def finish(answers):
             say_problems(answers, "row")
-            if write:
-                write(answers)
+            if output:
+                output.write(bytes_of(answers))
             else:
                 emit_answers(answers, as_json, file.num_labels == 1)
 
         yield texts, finish
-    if write:
+    if output:
         done = {"file": out or glue, "n": len(texts)}
         emit(to_json(done) if as_json else f"{done['n']:,} predictions in {done['file']}")
 
 
+@contextlib.contextmanager
+def whole_output(path):
+    """A new file, of which nothing is kept where the work is interrupted; this is said then.  None
+    where no path is named."""
+    if not path:
+        yield None
+        return
+    try:
+        with new_file(path) as output:
+            yield output
+    except (KeyboardInterrupt, Stopped):
+        raise Stopped(signal.SIGINT, f"stopped; nothing was written to {path}") from None
+
+
 # ---- files of answers -----------------------------------------------------------------------
 
+# Each looks at all that can be refused, and gives a function: Answers -> the bytes of the file.
 
-@contextlib.contextmanager
-def table_output(path, table, file):
-    """Where the rows of a table go, with the answers of a prompt beside them: a function to be
-    called with the Answers.
 
-    path: its suffix says the kind.  file: the PromptFile that answers.  All that can be refused is
-    refused here, before the work; nothing that is there is written over.
+def rows_with_answers(path, table, file):
+    """The rows of a table, with the answers of a prompt beside them.
+
+    path: its suffix says the kind.  file: the PromptFile that answers.
     """
     kind = Path(path).suffix.lower()
     if kind not in OUTPUTS:
@@ -144,7 +157,7 @@ def table_output(path, table, file):
             refuse_in_tsv(name, f"{file.path}, label {name!r:.40}")
     names = new_columns(table.columns, file.num_labels)
 
-    def data_of(answers):
+    def bytes_of(answers):
         added = []
         for answer in answers:
             added.append([answer.value(), answer.share()][: len(names)])
@@ -152,13 +165,11 @@ def table_output(path, table, file):
             return objects_bytes(table, names, added)
         return cells_bytes(table, names, added, kind)
 
-    with whole_output(path) as output:
-        yield lambda answers: output.write(data_of(answers))
+    return bytes_of
 
 
-@contextlib.contextmanager
-def glue_output(path, table, texts):
-    """Where the answers go to be sent to GLUE's server, as table_output.
+def glue_lines(table, texts):
+    """The answers as they are sent to GLUE's server.
 
     table: GLUE's test.tsv, with columns index and sentence.  texts: of each row (its text, why it
     cannot be answered, or None); the server wants an answer to each.
@@ -170,7 +181,7 @@ def glue_output(path, table, texts):
                 "and a text in the column sentence"
             )
 
-    def data_of(answers):
+    def bytes_of(answers):
         lines = ["index\tprediction\n"]
         for (number, row), answer in zip(table.rows, answers, strict=True):
             if answer.error:
@@ -178,18 +189,7 @@ def glue_output(path, table, texts):
             lines.append(f"{row['index']}\t{answer.label}\n")
         return "".join(lines).encode()
 
-    with whole_output(path) as output:
-        yield lambda answers: output.write(data_of(answers))
-
-
-@contextlib.contextmanager
-def whole_output(path):
-    """A new file, of which nothing is kept where the work is interrupted; this is said then."""
-    try:
-        with new_file(path) as output:
-            yield output
-    except (KeyboardInterrupt, Stopped):
-        raise Stopped(signal.SIGINT, f"stopped; nothing was written to {path}") from None
+    return bytes_of
 
 
 def new_columns(columns, num_labels):
@@ -223,7 +223,7 @@ def look_at_cells(table, kind):
             where = f"{table.path}, line {number}, column {column!r:.40}"
             if kind == ".tsv":
                 refuse_in_tsv(text, where)
-            if not text.isascii() and re.search("[\ud800-\udfff]", text):
+            if not is_text(text):
                 halved.append(where)
     if halved:
         warn(f"{halved[0]}: half of a surrogate pair is written as an escape ({len(halved)} cells)")

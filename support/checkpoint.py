@@ -6,6 +6,7 @@ with the tied table under either of its two names.  All of that is read here.  W
 is refused by its name, with the way out.  Nothing is ever unpickled.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ import torch
 from model import GPT2, GPT2Config
 from support.files import damaged, open_at_once, open_safetensors, sha256
 from support.hub import OFFICIAL, adapter_sentence, fetch, is_pickle, way_to_convert
-from support.terminal import warn
+from support.terminal import few, warn
 from support.vocabulary import FILES as TOKENIZER_FILES
 from support.vocabulary import read_object, read_tokenizer, refuse_stand_in
 
@@ -66,7 +67,6 @@ QUANTIZED = (".SCB", ".weight_format", "qweight", "qzeros", ".scales", "absmax",
 
 # What was hashed in this process, by the state of the files: {stats: {tensor: its digest}}.
 DIGESTS = {}
-WARNED = set()
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def resolve(name, asked=True):
     inside = not here.is_absolute() and ".." not in here.parts
     if name and inside and has_config(stored(name)):
         return here.as_posix()
-    if name and lies_there(here):
+    if name and os.path.exists(here):
         raise FileNotFoundError(no_checkpoint(here))
     if HUB_ID.fullmatch(name):
         return name
@@ -118,30 +118,17 @@ def stored(name):
 
 
 def has_config(folder):
-    return lies_there(folder / "config.json")
-
-
-def lies_there(path):
-    """Whether a file or a folder is there; a name that no path can have is not."""
-    try:
-        return path.exists()
-    except (OSError, ValueError):
-        return False
+    return os.path.exists(folder / "config.json")
 
 
 def is_same(folder, other):
-    return lies_there(other) and folder.samefile(other)
+    return os.path.exists(other) and folder.samefile(other)
 
 
+@functools.cache
 def warn_once(text):
-    """Warn, but not again about the same from the same working folder."""
-    try:
-        key = (os.getcwd(), text)
-    except OSError:  # somebody has deleted the working folder
-        key = ("", text)
-    if key not in WARNED:
-        WARNED.add(key)
-        warn(text)
+    """Warn, but not again about the same."""
+    warn(text)
 
 
 def no_model(name, asked):
@@ -246,13 +233,23 @@ def size_of(whole, name):
 # ---- where the tensors lie ------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies, and what the header of its file says of it."""
+
+    path: Path
+    name: str  # in the file
+    dtype: str  # as safetensors calls it
+    shape: list[int]
+
+
 def weight_files(folder):
     """The safetensors files of a checkpoint folder, in order: model.safetensors, or its shards."""
     whole = folder / "model.safetensors"
     index = folder / "model.safetensors.index.json"
-    if lies_there(whole):
+    if os.path.exists(whole):
         return [whole]
-    if not lies_there(index):
+    if not os.path.exists(index):
         raise FileNotFoundError(no_weights(folder))
     listed = read_object(index)
     with damaged(index, "does not list the shards of a checkpoint; fetch it again"):
@@ -260,7 +257,7 @@ def weight_files(folder):
         if not names or not all(re.fullmatch(r"[\w-][\w.-]*", name) for name in names):
             raise ValueError("it names none, or one that is in another folder")
     for name in names:
-        if not lies_there(folder / name):
+        if not os.path.exists(folder / name):
             raise FileNotFoundError(f"{folder} lacks {name}, which {index.name} lists; fetch it")
     return [folder / name for name in names]
 
@@ -281,8 +278,8 @@ def no_weights(folder):
     others = [name for name in names if is_pickle(name)]
     if others:
         return (
-            f"{folder} has {', '.join(others):.200} and no model.safetensors, and what may hold "
-            f"code is never opened here; {way_to_convert(folder)}"
+            f"{folder} has {', '.join(others):.200} and no model.safetensors, and "
+            f"{way_to_convert(folder)}"
         )
     return f"{folder} has no weights (model.safetensors); fetch the folder again"
 
@@ -294,23 +291,22 @@ def refuse_other_files(path):
     refuse_stand_in(path, begin)
     if begin.startswith((b"PK\x03\x04", b"\x80\x02")):
         raise ValueError(
-            f"{path} is PyTorch's pickle under another name, and what may hold code is never "
-            f"opened here; {way_to_convert(path.parent)}"
+            f"{path} is PyTorch's pickle under another name, and {way_to_convert(path.parent)}"
         )
 
 
 def find_tensors(folder, config, tied):
-    """{name in model.py: (file, name there)} of a whole body; ValueError where it is none.
+    """{name in model.py: Place} of a whole body; ValueError where it is none.
 
     tied: whether lm_head.weight may stand for wte.weight.  Whatever is beside the body is passed
     over, and named in a line.
     """
     shapes = stored_shapes(config)
-    names = stored_names(folder)
+    places = places_of(folder)
 
     # What stands before most names of a GPT-2 is what its wrapper put there.
     prefixes = Counter()
-    for name in names:
+    for name in places:
         if match := IN_BODY.fullmatch(name):
             prefixes[match[1]] += match[2] in shapes
     prefix = prefixes.most_common(1)[0][0] if prefixes else ""
@@ -320,31 +316,32 @@ def find_tensors(folder, config, tied):
     found = {}
     tables = []  # what may be the tied table
     heads = []
-    for name, (path, stored_name) in names.items():
+    for name, place in places.items():
         match = IN_BODY.fullmatch(name)
         if match and match[2] in shapes:
             if match[1] != prefix:
                 raise ValueError(
-                    f"{path}: {stored_name!r:.99} is another {match[2]}, where the body has the "
-                    f"prefix {prefix!r:.60}; two models in one file are not read"
+                    f"{place.path}: {place.name!r:.99} is another {match[2]}, where the body has "
+                    f"the prefix {prefix!r:.60}; two models in one file are not read"
                 )
-            found[match[2]] = path, stored_name
+            found[match[2]] = place
         elif match and match[1] == prefix:
             if not name.endswith(MASKS):
-                raise ValueError(f"{path}: {unknown_tensor(stored_name)}")
+                raise ValueError(f"{place.path}: {unknown_tensor(place.name)}")
         elif name.split(".")[-2:] == ["lm_head", "weight"]:
-            tables.append((path, stored_name))
+            tables.append(place)
         else:
-            heads.append(stored_name)
+            heads.append(place.name)
     # Of two tensors that are one, safetensors keeps the one whose name it met first.
     if "wte.weight" not in found and len(tables) == 1 and tied:
         found["wte.weight"] = tables[0]
     missing = [name for name in shapes if name not in found]
     if missing:
         raise ValueError(who_lacks(folder, prefix, missing))
-    refuse_misfits(found, shapes)
+    for name, place in found.items():
+        refuse_misfit(place, shapes[name])
     if heads:
-        some = ", ".join(sorted(heads)[:4]) + (f" and {len(heads) - 4} more" * (len(heads) > 4))
+        some = few(sorted(heads), 4)
         warn_once(f"{folder}: passed over, because no prompt needs it: {some:.300}")
     return found
 
@@ -360,20 +357,23 @@ def stored_shapes(config):
     return shapes
 
 
-def stored_names(folder):
-    """{name without what wrappers put in: (file, name there)} of all tensors of a folder."""
-    names = {}
+def places_of(folder):
+    """{name without what wrappers put in: Place} of all tensors of a folder."""
+    found = []
     for path in weight_files(folder):
         refuse_other_files(path)
         with open_safetensors(path) as file:
-            stored_here = list(file.keys())
-        for name in stored_here:
-            steps = [step for step in name.split(".") if step not in WRAPPERS]
-            plain = ".".join(steps)
-            if plain in names:
-                raise ValueError(f"{path}: {name!r:.99} is there twice; fetch it again")
-            names[plain] = path, name
-    return names
+            for name in file.keys():  # noqa: SIM118
+                header = file.get_slice(name)
+                found.append(Place(path, name, header.get_dtype(), header.get_shape()))
+    places = {}
+    for place in found:
+        steps = [step for step in place.name.split(".") if step not in WRAPPERS]
+        plain = ".".join(steps)
+        if plain in places:
+            raise ValueError(f"{place.path}: {place.name!r:.99} is there twice; fetch it again")
+        places[plain] = place
+    return places
 
 
 def unknown_tensor(name):
@@ -397,7 +397,7 @@ def who_lacks(folder, prefix, missing):
     count = f"({len(missing)} in all)"
     # An index says which shard should have had it: to blame the last one read would mislead.
     index = folder / "model.safetensors.index.json"
-    if not lies_there(folder / "model.safetensors") and lies_there(index):
+    if not os.path.exists(folder / "model.safetensors") and os.path.exists(index):
         for name, shard in read_object(index)["weight_map"].items():
             match = IN_BODY.fullmatch(name)
             if match and match[2] == first:
@@ -408,26 +408,13 @@ def who_lacks(folder, prefix, missing):
     return f"{folder} lacks {prefix}{first} {count}: fetch it again, or see config.json{hint}"
 
 
-def refuse_misfits(found, shapes):
-    """By the headers alone, before anything is read: each tensor has its shape, in floats."""
-    headers = {}
-    for path in {path for path, _ in found.values()}:
-        with open_safetensors(path) as file:
-            for name, (place, stored_name) in found.items():
-                if place == path:
-                    header = file.get_slice(stored_name)
-                    headers[name] = header.get_dtype(), header.get_shape()
-    for name, (kind, shape) in headers.items():
-        refuse_misfit(*found[name], kind, shape, shapes[name])
-
-
-def refuse_misfit(path, name, kind, shape, wanted):
-    if kind not in FLOATS:
-        raise ValueError(f"{path}: {name!r:.99} is {kind}, not floating-point: {NOT_QUANTIZED}")
-    if shape != wanted:
-        raise ValueError(
-            f"{path}: {name!r:.99} is {FLOATS[kind]} {shape}, but config.json wants {wanted}"
-        )
+def refuse_misfit(place, shape):
+    """A tensor of the body has to have its shape, in floats."""
+    what = f"{place.path}: {place.name!r:.99} is {FLOATS.get(place.dtype, place.dtype)}"
+    if place.dtype not in FLOATS:
+        raise ValueError(f"{what}, not floating-point: {NOT_QUANTIZED}")
+    if place.shape != shape:
+        raise ValueError(f"{what} {place.shape}, but config.json wants {shape}")
 
 
 # ---- the checkpoint -------------------------------------------------------------------------
@@ -466,38 +453,34 @@ class Checkpoint:
         with torch.device("meta"):
             gpt2 = GPT2(self.config)
         state = {}
-        digests = {}
         for name, tensor in self.each_tensor():
-            if self.digests is None:
-                digests[name] = digest_of(name, tensor)
             if name.endswith(TRANSPOSED):
                 tensor = tensor.t()
             state[name] = tensor.to(device, dtype, copy=True)
-        self.keep(digests)
         gpt2.load_state_dict(state, assign=True)
         return gpt2.requires_grad_(False)
 
     def each_tensor(self):
         """(name in model.py, tensor as stored) of the body; each leaves memory in its turn.
 
-        The table of tokens is the largest, and comes first, while memory is empty.
+        The table of tokens is the largest, and comes first, while memory is empty.  When all have
+        been read, their digests are known, for this process and the state that the files are in.
         """
-        shapes = stored_shapes(self.config)
+        digests = {}
         for name in sorted(self.places, reverse=True):
-            path, stored_name = self.places[name]
+            place = self.places[name]
             # Opened anew: what was read leaves memory with its mapping.
-            with open_safetensors(path) as file:
-                tensor = file.get_tensor(stored_name)
-            if list(tensor.shape) != shapes[name]:
-                raise ValueError(f"{path} has changed while it was read; run again")
+            with open_safetensors(place.path) as file:
+                tensor = file.get_tensor(place.name)
+            if list(tensor.shape) != place.shape:
+                raise ValueError(f"{place.path} has changed while it was read; run again")
             if not tensor.sum(dtype=torch.float32).isfinite():
                 raise ValueError(
-                    f"{path}: {stored_name!r:.99} holds NaN or infinity; fetch it again"
+                    f"{place.path}: {place.name!r:.99} holds NaN or infinity; fetch it again"
                 )
+            if self.digests is None:
+                digests[name] = digest_of(name, tensor)
             yield name, tensor
-
-    def keep(self, digests):
-        """Remember what was hashed, for this process and the state that the files were in."""
         if self.digests is None:
             self.digests = digests
             if stats_of(self.folder) == self.stats:
@@ -511,7 +494,8 @@ class Checkpoint:
         in their own dtype.  In which files and under which names they lie does not matter.
         """
         if self.digests is None:
-            self.keep({name: digest_of(name, tensor) for name, tensor in self.each_tensor()})
+            for _ in self.each_tensor():
+                pass
         # Sorted, so that neither the order in a file nor the shards matter.
         parts = [json.dumps(asdict(self.config), sort_keys=True), digest_of_tokens(self.tokenizer)]
         parts += [self.digests[name] for name in sorted(self.digests)]

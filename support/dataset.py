@@ -4,11 +4,9 @@ It is reviews, which is bundled, sst2, which is fetched once, a folder with a ta
 or one table, of which a part is held back as dev.
 """
 
-import contextlib
 import hashlib
 import io
 import os
-import shutil
 import tempfile
 import urllib.request
 import zipfile
@@ -25,19 +23,15 @@ from support.labels import (
     label_of,
     listed,
     name_of,
-    shortened,
     why_no_label,
 )
 from support.phrases import Phrases, words_of
-from support.table import LABEL_COLUMNS, LABEL_FLAG, TABLES, is_table, read_table, spelled
-from support.table import lines_of as lines_of
+from support.table import LABEL_FLAG, TABLES, is_table, read_table, spelled
 from support.terminal import progress, say, warn
 
 ROOT = Path(__file__).parent.parent
 NAMED = ("reviews", "sst2")
-SPLITS = {  # what people call a split
-    "dev": ("dev", "validation", "valid", "val"),
-}
+DEV = ("dev", "validation", "valid", "val")  # what people call it
 HELD_OUT = 872  # texts at most, as many as SST-2's dev split has; a tenth of a smaller set
 
 SST2_URL = "https://dl.fbaipublicfiles.com/glue/data/SST-2.zip"
@@ -64,19 +58,17 @@ class Dataset:
         return {name: counts[number] for number, name in enumerate(self.labels)}
 
 
-def open_dataset(
-    name, text_column=None, label_column=None, num_labels=None, select_on="hold-out", seed=0
-):
+def open_dataset(name, text_column=None, label_column=None, num_labels=None, select_on="hold-out"):
     """The texts to train on, to choose on and to score on -> Dataset.
 
     text_column, label_column: their names, None: the usual ones.  num_labels: None: as many as
     there are names of labels, or two.  select_on: dev, or hold-out, which is a part of train.
-    seed: of what is held out.  ValueError or OSError where a file is not as it should be.
+    ValueError or OSError where a file is not as it should be.
     """
     # What the labels are called, train decides: the names of dev have to be among them.
     name = resolve(name)
     table = read_table(file_of(name, "train"))
-    values = table.values(label_column, LABEL_COLUMNS, LABEL_FLAG)
+    values = table.labels(label_column)
     names = label_names(table, values)
     num_labels = label_count(name, num_labels, names)
     # Beside names a number would be a slip, so none is taken as a label.
@@ -100,7 +92,7 @@ def open_dataset(
     # What the best epoch is chosen by.
     held = dev
     if select_on == "hold-out":
-        train, held = hold_out(train, min(HELD_OUT, len(train) // 10), seed)
+        train, held = hold_out(train, min(HELD_OUT, len(train) // 10))
     if not train or not held:
         raise ValueError(f"{name} has too few training texts to hold some out; use --select-on dev")
     if num_labels > len(train):
@@ -133,7 +125,7 @@ def read_split(name, split, labels=(), num_labels=2, text_column=None, label_col
     if whole and split not in ("train", "dev"):
         raise ValueError(f"{name} is one table; its splits are train and dev")
     table = read_table(file_of(name, "train" if whole else split))
-    values = table.values(label_column, LABEL_COLUMNS, LABEL_FLAG)
+    values = table.labels(label_column)
     # Where the prompt has names, a table has either these or numbers: one among names is a slip.
     # Who counted otherwise than the prompt would get a score of answers that are all wrong, so what
     # the numbers are taken for is said.  0 and 1 of a sentiment mean the same everywhere.
@@ -157,7 +149,7 @@ def pairs_of(table, names, num_labels, text_column, label_column):
 
     names: of the labels; num_labels: how many there are, 0: numbers are no labels here.
     """
-    values = table.values(label_column, LABEL_COLUMNS, LABEL_FLAG)
+    values = table.labels(label_column)
     texts = table.texts(text_column)
     numbers_of = {name: number for number, name in enumerate(names)}
     pairs = []
@@ -171,7 +163,7 @@ def pairs_of(table, names, num_labels, text_column, label_column):
         label = label_of(value, numbers_of, num_labels)
         if label is None:
             why = why_no_label(value, values, names, num_labels)
-            raise ValueError(f"{table.path}, line {line}: label {shortened(value)} {why}")
+            raise ValueError(f"{table.path}, line {line}: label {value!r:.40} {why}")
         pairs.append((text, label))
         if text[0] == text[-1] == '"' and '""' in text[1:-1]:
             quoted = quoted or line
@@ -215,11 +207,9 @@ def file_of(name, split):
     if name == "sst2" and not (folder / "dev.tsv").exists():
         download_sst2(folder)
     if not folder.is_dir():
-        if not is_table(folder):
-            raise ValueError(f"{folder} is no table: its name should end in {', '.join(TABLES)}")
         return folder
     # Names in any case, as other systems write them; files that begin with a dot are nobody's data.
-    stems = SPLITS.get(split, (split,))
+    stems = DEV if split == "dev" else (split,)
     there = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     named = [path for path in there if path.name.partition(".")[0].lower() in stems]
     found = [path for path in named if path.suffix.lower() in TABLES]
@@ -267,7 +257,6 @@ def download_sst2(folder):
     Nothing but the one archive with this md5 is ever unpacked, and nobody can make another that has
     it: so neither its members nor what they unpack to need a check of their own.
     """
-    temporary = None
     try:
         # No more is read than the archive has, whatever is sent.
         with urllib.request.urlopen(SST2_URL, timeout=60) as answer:
@@ -275,21 +264,18 @@ def download_sst2(folder):
         if hashlib.md5(fetched).hexdigest() != SST2_MD5:
             raise OSError(f"SST-2.zip came damaged: its md5 is not {SST2_MD5}")
         # A folder that nobody else has, so that what is removed afterwards is ours.
-        temporary = Path(tempfile.mkdtemp(prefix=".sst2-", dir=folder.parent))
-        names = ["SST-2/train.tsv", "SST-2/dev.tsv"]
-        with zipfile.ZipFile(io.BytesIO(fetched)) as archive:
-            archive.extractall(temporary, names)
-        try:
-            (temporary / "SST-2").rename(folder)
-        except OSError:
-            if not (folder / "dev.tsv").exists():  # another process was faster
-                raise
+        how = {"prefix": ".sst2-", "dir": folder.parent, "ignore_cleanup_errors": True}
+        with tempfile.TemporaryDirectory(**how) as temporary:
+            names = ["SST-2/train.tsv", "SST-2/dev.tsv"]
+            with zipfile.ZipFile(io.BytesIO(fetched)) as archive:
+                archive.extractall(temporary, names)
+            try:
+                (Path(temporary) / "SST-2").rename(folder)
+            except OSError:
+                if not (folder / "dev.tsv").exists():  # another process was faster
+                    raise
     except Exception as error:  # urllib has more of them than OSError
         raise OSError(
             f"could not fetch SST-2 ({str(error)[:200]!r}): check the network and run again, or "
             f"unpack train.tsv and dev.tsv of {SST2_URL} into {folder} by hand"
         ) from None
-    finally:
-        if temporary:
-            with contextlib.suppress(OSError):
-                shutil.rmtree(temporary)

@@ -36,7 +36,7 @@ def fetch(repo, revision, folder, refuse):
         how = {"revision": revision} if revision else {}
         info = HfApi().model_info(repo, **how)
         revision = revision or info.sha
-        offered = [file.rfilename for file in getattr(info, "siblings", None) or []]
+        offered = [file.rfilename for file in info.siblings or []]
     if offered:
         refuse_incomplete(repo, offered)
 
@@ -118,8 +118,7 @@ def refuse_incomplete(repo, names):
         others = [name for name in names if is_pickle(name)]
         instead = f" but {', '.join(others):.200}" if others else ""
         raise FileNotFoundError(
-            f"{repo} on the hub has no model.safetensors{instead}, and what may hold code is never "
-            f"opened here; {way_to_convert(repo)}"
+            f"{repo} on the hub has no model.safetensors{instead}, and {way_to_convert(repo)}"
         )
 
 
@@ -132,7 +131,8 @@ def way_to_convert(source):
     """What to do where weights are there in another format."""
     source = repr(str(source))
     return (
-        "convert it once, in Python: from transformers import AutoModelForCausalLM, AutoTokenizer; "
+        "what may hold code is never opened here; convert it once, in Python: "
+        "from transformers import AutoModelForCausalLM, AutoTokenizer; "
         f"AutoModelForCausalLM.from_pretrained({source}).save_pretrained('converted'); "
         f"AutoTokenizer.from_pretrained({source}).save_pretrained('converted'); "
         "then name the folder converted"

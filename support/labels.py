@@ -3,8 +3,9 @@
 import math
 import unicodedata
 
+from support.records import is_text
 from support.table import spelled
-from support.terminal import warn
+from support.terminal import few, warn
 
 KNOWN = ["negative", "positive"]  # labels that need no names: 0 and 1 of a sentiment
 LARGEST = 3.4028234663852886e38  # of float32
@@ -17,11 +18,6 @@ def is_number(value):
         return True
     except ValueError:
         return False
-
-
-def has_surrogates(text):
-    """Whether half a surrogate pair is in it, which JSON lets through and no file can hold."""
-    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def name_of(value):
@@ -44,7 +40,7 @@ def label_names(table, values):
             numbers += 1
             odd = odd or (number, value)
         elif isinstance(value, str) and value.strip():
-            if has_surrogates(value):
+            if not is_text(value):
                 raise ValueError(
                     f"{table.path}, line {number}: label {ascii(value):.40} is not UTF-8"
                 )
@@ -81,8 +77,7 @@ def warn_of_spellings(table, spellings):
 
 def listed(names):
     """Names in a sentence; of many the first ones."""
-    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-    return ", ".join(map(spelled, names[:10])) + more
+    return few([spelled(name) for name in names], 10)
 
 
 def label_count(name, asked, names):
@@ -143,8 +138,3 @@ def mapping_of(values):
     steps = [f"{place} for {number}" for place, number in enumerate(ordered)]
     more = f", with {flag}" if len(ordered) > 2 else ""
     return f": write {', '.join(steps)}{more}"
-
-
-def shortened(value):
-    """A value in a sentence, printable and not endless."""
-    return ascii(value)[:40] if not str(value).isprintable() else f"{value!r:.40}"

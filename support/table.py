@@ -14,6 +14,7 @@ from pathlib import Path
 
 from data import LONGEST, readable
 from support.files import read_bytes
+from support.terminal import few
 
 TABLES = (".tsv", ".csv", ".jsonl")
 TEXT_COLUMNS = ("sentence", "text")
@@ -81,10 +82,6 @@ class Table:
         return self.encoding != "utf-8"
 
     @property
-    def delimiter(self):
-        return "\t" if self.suffix == ".tsv" else ","
-
-    @property
     def rows(self):
         """[(line number, {column: value})]; of columns with one name the last is in it."""
         if self.suffix == ".jsonl":
@@ -102,15 +99,19 @@ class Table:
         """
         if not self.cells:
             raise ValueError(f"{self.path} has no rows")
-        # A name as it stands wins over one with blanks around it, as after ", " in line 1.
         names = (asked,) if asked else usual
         there = [name for name in names if name in self.columns]
+        doubts = ""
         if not there and self.suffix != ".jsonl":
-            there = self.but_for_blanks(names)
+            # A name as it stands wins over one with blanks around it, as after ", " in line 1.
+            wanted = [name.strip() for name in names]
+            there = [column for column in self.columns if column.strip() in wanted]
+            doubts = doubts_of(self.columns)
         if not there:
+            columns = few([spelled(column) for column in self.columns], 12) or "none"
             raise ValueError(
                 f"{self.path} has no column {' or '.join(map(spelled, names))} ({flag}); its "
-                f"columns are {self.list_columns()}{self.doubts()}"
+                f"columns are {columns}{doubts}"
             )
         if self.suffix == ".jsonl":
             return [first_of(row, there) for row in self.cells]
@@ -122,35 +123,24 @@ class Table:
         at = self.columns.index(there[0])
         return [row[at] for row in self.cells]
 
-    def but_for_blanks(self, names):
-        """The columns that have one of these names but for blanks around it."""
-        wanted = [name.strip() for name in names]
-        return [column for column in self.columns if column.strip() in wanted]
+    def labels(self, column):
+        """The label of each row, None where it has none.  column: as `asked` of `values`."""
+        return self.values(column, LABEL_COLUMNS, LABEL_FLAG)
 
-    def texts(self, column=None, usual=TEXT_COLUMNS):
+    def texts(self, column=None):
         """[(a text, cleaned, None) or ("", why the row has none)], one for each row.
 
         ValueError as of `values`.
         """
         found = []
-        for value in self.values(column, usual, TEXT_FLAG):
+        for value in self.values(column, TEXT_COLUMNS, TEXT_FLAG):
             if isinstance(value, str):
                 text, problem = readable(value)
                 found.append((text, problem and f"has a text that {problem}"))
             else:
-                names = spelled(column) if column else " or ".join(usual)
+                names = spelled(column) if column else " or ".join(TEXT_COLUMNS)
                 found.append(("", f"has no text in a column {names} ({TEXT_FLAG})"))
         return found
-
-    def list_columns(self):
-        """The columns in words; of many the first ones."""
-        more = len(self.columns) - 12
-        names = ", ".join(map(spelled, self.columns[:12]))
-        return f"{names} and {more} more" if more > 0 else names or "none"
-
-    def doubts(self):
-        """What line 1 looks like where it does not look like names of columns, or ""."""
-        return "" if self.suffix == ".jsonl" else doubts_of(self.columns)
 
 
 def doubts_of(columns):
@@ -194,7 +184,7 @@ def read_table(path):
     """
     path = Path(path)
     if not is_table(path):
-        raise ValueError(f"{path} is no table: its name should end in .tsv, .csv or .jsonl")
+        raise ValueError(f"{path} is no table: its name should end in {', '.join(TABLES)}")
     # One reading gives both the hash and the rows: nobody can change the file in between.
     data = read_bytes(path)
     encoding = encoding_of(path, data)
@@ -312,13 +302,12 @@ def objects_of(path, suffix, data, encoding):
 # ---- streams --------------------------------------------------------------------------------
 
 
-def lines_of(stream, longest=LONGEST):
+def lines_of(stream):
     """The lines of a stream of UTF-8, in lists of what has arrived.
 
     So a pipe that trickles is answered as it goes.  Bytes that are not UTF-8 come as surrogates;
-    ValueError where all are UTF-16.
-
-    Of a line without end `longest` characters and a piece are kept.
+    ValueError where all are UTF-16.  Of a line without end not much more is kept than a text may
+    have.
     """
     decoder = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
     rest = ""
@@ -327,7 +316,7 @@ def lines_of(stream, longest=LONGEST):
         if first and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             raise ValueError("the lines are in UTF-16: save them as UTF-8, or use iconv")
         first = False
-        *lines, rest = (rest[: longest + 1] + decoder.decode(data)).split("\n")
+        *lines, rest = (rest[: LONGEST + 1] + decoder.decode(data)).split("\n")
         yield lines
     rest += decoder.decode(b"", final=True)
     if rest:

@@ -416,7 +416,7 @@ def test_answers_are_printed_in_their_order(capsys):
 
 
 def test_lines_of_a_stream_are_numbered_from_the_first(capsys, monkeypatch):
-    monkeypatch.setattr(answers, "lines_of", lambda stream, longest: iter([["a", ""], [" ", "b"]]))
+    monkeypatch.setattr(answers, "lines_of", lambda stream: iter([["a", ""], [" ", "b"]]))
     classifier = Fake([read_prompt(SHIPPED / "prompt.safetensors")])
     answers.answer_lines(SimpleNamespace(), classifier, as_json=True)
     out, err = capsys.readouterr()

@@ -63,6 +63,7 @@ from support.checkpoint import (
     open_checkpoint,
     read_config,
     resolve,
+    warn_once,
     weight_files,
 )
 from support.vocabulary import BYTE_OF, read_tokenizer
@@ -1533,6 +1534,7 @@ def test_changed_files_are_noticed(plain, copy):
 def elsewhere(tmp_path, monkeypatch):
     """A checkout that has nothing in weights/, no network, and an empty working folder."""
     redirect(monkeypatch, tmp_path / "root", models=NOWHERE)
+    warn_once.cache_clear()
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return tmp_path / "here"

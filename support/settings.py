@@ -128,15 +128,6 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(f"{message} (see --help)")
 
 
-def add_flags(parser, kind, groups=tuple(GROUPS)):
-    """Add a flag for each field of a dataclass that is one, group by group."""
-    for group in groups:
-        container = parser.add_argument_group(group, GROUPS[group])
-        for field in dataclasses.fields(kind):
-            if field.metadata.get("group") == group:
-                add_flag(container, kind, field.name)
-
-
 def add_flag(container, kind, name, **other):
     """Add the flag of one field.  other: what add_argument is to be told otherwise."""
     field = kind.__dataclass_fields__[name]
@@ -146,17 +137,12 @@ def add_flag(container, kind, name, **other):
         how["default"] = values
         how["help"] = how["help"].replace("%(default)s", " ".join(map(str, values)))
         how["nargs"] = "+"
-    choices = choices_of(hints_of(kind)[name])
-    if choices:
-        how["choices"] = choices
+    hint = hints_of(kind)[name]
+    if typing.get_origin(hint) is Literal:
+        how["choices"] = typing.get_args(hint)
     else:
         how["type"] = checked(kind, name)
     container.add_argument("--" + name.replace("_", "-"), **how | other)
-
-
-def choices_of(hint):
-    """The words of a Literal; none of another type."""
-    return list(typing.get_args(hint)) if typing.get_origin(hint) is Literal else []
 
 
 def checked(kind, name):
@@ -203,8 +189,13 @@ def size(text):
 def parser_of(description):
     """The parser of train.py."""
     parser = Parser(description=description)
-    add_flags(parser, Settings)
-    written = next(group for group in parser._action_groups if group.title == WRITTEN)
+    groups = {}
+    for group, example in GROUPS.items():
+        groups[group] = parser.add_argument_group(group, example)
+    for field in dataclasses.fields(Settings):
+        if "group" in field.metadata:
+            add_flag(groups[field.metadata["group"]], Settings, field.name)
+    written = groups[WRITTEN]
     written.add_argument(
         "--overwrite", action="store_true", help="replace the run that the run folder holds"
     )

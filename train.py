@@ -180,7 +180,7 @@ def log_training(run, active, meter, done, epoch):
         if len(trial.prompt.head) == 1:
             accuracy = None  # of numbers no answer is right or wrong
         rate = trial.lr * share
-        line = LogLine(done, epoch, trial.name, "train", loss, accuracy, rate, speed)
+        line = LogLine(done, epoch, trial.name, "train", loss, accuracy, rate, speed, norm)
         run.log(line)
         trial.latest["train"] = line
         if not math.isfinite(norm):

@@ -12,6 +12,7 @@ class Meter:
 
     def __init__(self):
         self.sums = 0.0  # then (4, K)
+        self.norm = None  # then (K,)
         self.seen = 0  # texts
         self.since = None  # the time from which on these were seen
 
@@ -23,6 +24,7 @@ class Meter:
         """loss, correct and norm (K,) of a step; n of its `whole` texts were read here."""
         parts = [loss * n, correct * (n > 0), norm, torch.full_like(loss, n)]  # each (K,)
         self.sums = self.sums + torch.stack(parts)  # (4, K)
+        self.norm = norm
         if self.since is None:
             self.since = time.perf_counter()
         else:
@@ -31,18 +33,22 @@ class Meter:
     def read(self):
         """[(loss, accuracy, norm)] of each prompt, and texts a second; then it starts anew.
 
-        The norm is finite if all were; its size means nothing.
+        Loss and accuracy are means.  The norm is the last step's; it is not finite where one of
+        any step was not.
         """
         all_reduce([self.sums])
-        means = (self.sums[:3] / self.sums[3]).T.tolist()  # K x 3; waits for a GPU
+        loss, correct, norms, seen = self.sums  # each (K,)
+        norm = torch.where(norms.isfinite(), self.norm, norms)  # (K,)
+        rows = torch.stack([loss / seen, correct / seen, norm], dim=1).tolist()  # waits for a GPU
         now = time.perf_counter()
         speed = self.seen / (now - self.since) if self.seen else None
         self.sums = 0.0
         self.seen = 0
         self.since = now
-        return means, speed
+        return rows, speed
 
     def state_dict(self):
+        """The sums alone: before anything is read, a step brings the next norm."""
         return {"sums": self.sums}
 
     def load_state_dict(self, state):

@@ -71,6 +71,7 @@ class LogLine:
     accuracy: float | None
     lr: float | None = None
     examples_per_second: float | None = None
+    norm: float | None = None  # of the gradient of the step it ends with, before the clipping
 
 
 def new_facts(settings, base, dataset, sizes, prompts, argv):

@@ -51,6 +51,14 @@ def test_a_text_that_counts_as_none_is_not_counted():
     assert (loss, accuracy) == (1.0, 1.0)
 
 
+def test_the_norm_is_that_of_the_last_step():
+    meter = Meter()
+    for norm in (5.0, 0.5, 3.0):
+        add(meter, loss=1.0, correct=2, norm=norm)
+    [(_, _, norm)], _ = meter.read()
+    assert norm == 3.0
+
+
 @pytest.mark.parametrize("odd", [math.inf, math.nan])
 def test_one_norm_that_is_not_finite_is_noticed(odd):
     meter = Meter()
@@ -85,9 +93,19 @@ def test_a_meter_that_is_put_back_goes_on_with_its_sums():
     add(meter, loss=1.0, correct=4)
     other = Meter()
     other.load_state_dict(meter.state_dict())
+    add(other, loss=3.0, correct=0, norm=2.0)
+    [(loss, accuracy, norm)], _ = other.read()
+    assert (loss, accuracy, norm) == (2.0, 0.5, 2.0)
+
+
+def test_a_meter_that_is_put_back_remembers_what_was_not_finite():
+    meter = Meter()
+    add(meter, loss=1.0, correct=4, norm=math.inf)
+    other = Meter()
+    other.load_state_dict(meter.state_dict())
     add(other, loss=3.0, correct=0)
-    [(loss, accuracy, _)], _ = other.read()
-    assert (loss, accuracy) == (2.0, 0.5)
+    [(_, _, norm)], _ = other.read()
+    assert not math.isfinite(norm)
 
 
 def test_the_next_window_begins_where_this_one_ends(clock):
@@ -108,20 +126,20 @@ def test_what_is_odd_about_one_prompt_shows_in_no_other():
     norms = torch.tensor([math.inf, 1.0])
     meter.add(torch.tensor([math.nan, 3.0]), torch.tensor([0, 2]), norms, 4, 4)
     (_, (loss, accuracy, norm)), _ = meter.read()
-    assert (loss, accuracy, norm) == (3.0, 0.5, 0.25)
+    assert (loss, accuracy, norm) == (3.0, 0.5, 1.0)
 
 
 def test_all_processes_are_counted_together(monkeypatch):
-    """Here the others had twice as wrong answers to as many texts."""
+    """Here the others had twice as wrong answers to as many texts; all have one gradient."""
     sums = []
 
     def all_reduce(tensors):
         sums.extend(tensors)
-        tensors[0].mul_(torch.tensor([[3.0], [1.0], [1.0], [2.0]]))
+        tensors[0].mul_(torch.tensor([[3.0], [1.0], [2.0], [2.0]]))
 
     monkeypatch.setattr(meter_room, "all_reduce", all_reduce)
     meter = Meter()
     add(meter, loss=1.0, correct=4)
-    [(loss, accuracy, _)], _ = meter.read()
-    assert (loss, accuracy) == (1.5, 0.5)
+    [(loss, accuracy, norm)], _ = meter.read()
+    assert (loss, accuracy, norm) == (1.5, 0.5, 1.0)
     assert len(sums) == 1

@@ -265,7 +265,7 @@ FACTS = RunFacts(
 OURS = [
     FACTS,
     Summary([ROW], {"majority": 0.5}),
-    LogLine(1, 1, "p1-s0", "train", 0.5, None),
+    LogLine(1, 1, "p1-s0", "train", 0.5, None, norm=2.5),
     Recipe(data="reviews", lr=0.1, seed=0),
     Scores(n=3, accuracy=0.5),
 ]

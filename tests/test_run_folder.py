@@ -192,6 +192,7 @@ def test_every_line_of_the_log_has_the_same_keys(three_epochs):
         "accuracy",
         "lr",
         "examples_per_second",
+        "norm",
     }
     assert all(list(line) == keys for line in lines)
 

@@ -201,7 +201,7 @@ class PlainAdam:
         self.step = 0
 
     def follow(self, gradients, share):
-        """One step down the gradients, at a share of the peak rates"""
+        """One step down the gradients, at a share of the peak rates -> their norm, unclipped"""
         self.step += 1
         norm = sum(gradient.square().sum() for gradient in gradients).sqrt()
         for i, tensor in enumerate(self.tensors):
@@ -211,6 +211,7 @@ class PlainAdam:
             mean = self.first[i] / (1 - 0.9**self.step)
             size = (self.second[i] / (1 - 0.999**self.step)).sqrt()
             tensor.data -= share * self.peaks[i] * mean / (size + 1e-8)
+        return norm.item()
 
 
 @dataclass
@@ -249,16 +250,16 @@ def plain_run(weights, P, seed, peaks, epochs, held):
         for batch in batches:
             loss, right = measure(weights, batch, tensors)
             share = plain_share(adam.step + 1, total)
-            adam.follow(torch.autograd.grad(loss, tensors), share)
+            norm = adam.follow(torch.autograd.grad(loss, tensors), share)
             losses += [loss.item()] * len(batch)
             hits += right.tolist()
             if adam.step % 10 == 0 or batch is batches[-1]:
                 means = [sum(losses) / len(losses), sum(hits) / len(hits)]
-                truth.lines.append([adam.step, epoch, "train", *means, share * peaks[0]])
+                truth.lines.append([adam.step, epoch, "train", *means, share * peaks[0], norm])
                 losses = []
                 hits = []
         loss, accuracy = numbers_of(weights, held, copies(tensors))
-        truth.lines.append([adam.step, epoch, "hold-out", loss, accuracy, None])
+        truth.lines.append([adam.step, epoch, "hold-out", loss, accuracy, None, None])
         if best is None or (accuracy, -loss) > best:
             best = (accuracy, -loss)
             truth.best = copies(tensors)
@@ -266,7 +267,7 @@ def plain_run(weights, P, seed, peaks, epochs, held):
     return truth
 
 
-KEYS = ["step", "epoch", "split", "loss", "accuracy", "lr"]
+KEYS = ["step", "epoch", "split", "loss", "accuracy", "lr", "norm"]
 LRS = [0.03, 0.2]
 HEAD_LR = 0.05
 PACK = list(itertools.product([1, 3], [0, 5], LRS))  # prompt tokens, seed, rate
@@ -374,6 +375,14 @@ def test_a_run_equals_a_plain_loop(done):
         check_against_truth(done, 3, 0, 0.2),
     ]
     assert best == [1, 3, 3]  # which is not always the last
+
+
+def test_the_norm_in_the_log_is_that_before_the_clipping(done):
+    """What a clipped gradient has is 1 at most."""
+    norms = [line["norm"] for line in done.lines if line["split"] == "train"]
+    assert max(norms) > 2 * train.CLIP
+    assert min(norms) < train.CLIP
+    assert all(line["norm"] is None for line in done.lines if line["split"] == "hold-out")
 
 
 def test_every_text_but_the_held_out_comes_once_an_epoch_in_the_same_batches(done):

@@ -1,6 +1,8 @@
 """Pictures of trained prompts: what they score by their length, and their learning curves."""
 
 import contextlib
+import math
+import statistics
 from pathlib import Path
 
 from report.table import (
@@ -19,6 +21,10 @@ from support.run_folder import LogLine
 from support.terminal import emit, shown
 
 PICTURES = (".png", ".svg", ".pdf")
+WIDTH = 8.5  # inches: about that of a page, on which letters then keep their size
+UPPER = 3.6  # inches, the height of scores by length
+LOWER = 3.8  # of learning curves
+LETTERS = 110  # of a legend's, that fit into the width
 STYLES = {"head": "x--", "prompt+head": "o-"}
 LEVELS = {"majority": ":", "constant": ":", "untrained": "-."}  # of lines without a prompt
 NAMES = {"accuracy": "accuracy", "loss": "squared error"}  # of measures
@@ -56,7 +62,7 @@ def tell_picture(path, as_json):
         emit(to_json({"file": path}) if as_json else f"see {path}")
 
 
-# ---- learning curves ------------------------------------------------------------------------
+# ---- the log --------------------------------------------------------------------------------
 
 
 def curves_of(files):
@@ -96,32 +102,23 @@ def report_plot(runs, out, as_json):
 
 
 def draw(figure, files):
-    """A row of panels for each set of prompts: scores by length, accuracy and loss by epoch."""
+    """For each set of prompts what they score by length, and below that their learning curves."""
     curves = curves_of(files)
-    keys = []
-    for key in ("accuracy", "loss"):
-        if any(getattr(lines[0], key) is not None for lines in curves.values()):
-            keys.append(key)
     sets = sets_of(files)
-    figure.set_size_inches(5.2 * (1 + len(keys)), 4 * len(sets))
-    grid = figure.subplots(len(sets), 1 + len(keys), squeeze=False)
-    for group, row in zip(sets, grid, strict=True):
-        names = differing(group)
-        title = title_of(group)
-        draw_lengths(row[0], group, names)
-        row[0].set_title(title)
-        for axes, key in zip(row[1:], keys, strict=True):
-            known = []
-            for file in group:
-                if file.path in curves and getattr(curves[file.path][0], key) is not None:
-                    known.append(file)
-            if known:
-                draw_epochs(axes, known, curves, key, names)
-                axes.set_title(title)
-            else:
-                axes.remove()
-    for axes in figure.axes:
-        axes.legend(fontsize="x-small", ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    known = []
+    for group in sets:
+        known.append([file for file in group if file.path in curves])
+    # Panels of a set do not all stand in one row: shrunk to a page, they could not be read.
+    heights = [UPPER + LOWER * bool(group) for group in known]
+    figure.set_size_inches(WIDTH, sum(heights))
+    places = figure.subfigures(len(sets), 1, squeeze=False, height_ratios=heights)
+    for place, group, logged in zip(places[:, 0], sets, known, strict=True):
+        if not logged:
+            draw_lengths(place, group)
+            continue
+        upper, lower = place.subfigures(2, 1, height_ratios=(UPPER, LOWER))
+        draw_lengths(upper, group)
+        draw_curves(lower, logged, curves)
 
 
 def title_of(files):
@@ -131,11 +128,21 @@ def title_of(files):
     return shown(" on ".join(parts))
 
 
-def draw_lengths(axes, files, names):
-    """Score on dev against prompt length, a line for each way of training, and the baselines.
+def draw_legend(place, **more):
+    """Name what the first axes in a part of a figure show, below all that is drawn there."""
+    handles, labels = place.axes[0].get_legend_handles_labels()
+    columns = max(1, LETTERS // (8 + max(map(len, labels))))
+    how = {"loc": "outside lower center", "fontsize": "small", "ncols": columns}
+    place.legend(handles, labels, **how | more)
 
-    names: of how_of, in which the ways differ beside length and rate.
-    """
+
+# ---- scores by length -----------------------------------------------------------------------
+
+
+def draw_lengths(place, files):
+    """Score on dev against prompt length, a line for each way of training, and the baselines."""
+    axes = place.subplots()
+    names = differing(files)  # in which the ways differ beside length and rate
     lines = lines_of(files)
     measure = lines[0].measure()
     for name, value in baselines_of(files).items():
@@ -164,6 +171,8 @@ def draw_lengths(axes, files, names):
     axes.minorticks_off()
     ends = ", 95 % intervals" if measure == "accuracy" else ""
     axes.set(xlabel="prompt tokens P", ylabel=f"mean {NAMES[measure]} on dev{ends}")
+    axes.set_title(title_of(files))
+    draw_legend(place)
 
 
 def label_of(how, names, rates):
@@ -175,24 +184,55 @@ def label_of(how, names, rates):
     return shown(", ".join(parts))
 
 
-def draw_epochs(axes, files, curves, key, names):
-    """Accuracy or loss on selection after each epoch, a curve for each prompt; its choice is
-    marked.  Prompts that differ in the seed have one color."""
+# ---- learning curves ------------------------------------------------------------------------
+
+
+def draw_curves(place, files, curves):
+    """Accuracy and loss on selection after each epoch, side by side.
+
+    Of prompts that differ in the seed alone there is one line, their mean, in a band that reaches
+    from the smallest to the largest.
+    """
+    from matplotlib import colormaps
+
+    shades = colormaps["viridis"]
+    names = differing(files)
     lines = sorted(lines_of(files), key=lambda line: line.how["prompt_tokens"])
     rates = len({line.how["lr"] for line in lines}) > 1
-    for i, line in enumerate(lines):
-        label = f"P = {line.how['prompt_tokens']}, {label_of(line.how, names, rates)}"
-        for file in line.files:
-            points = curves[file.path]
-            axes.plot(
-                [point.epoch for point in points],
-                [getattr(point, key) for point in points],
-                STYLES[line.how["train"]],
-                color=f"C{i}",
-                linewidth=1,
-                markevery=[file.recipe.epoch - 1],
-                label=label,
-            )
-            label = None  # the legend names it once
-    axes.set(xlabel="epoch (chosen ones marked)", ylabel=f"{key} on selection")
-    axes.locator_params("x", integer=True, min_n_ticks=1)
+    keys = ["loss"]
+    if any(curves[file.path][0].accuracy is not None for file in files):
+        keys.insert(0, "accuracy")
+    splits = sorted({file.recipe.select_on for file in files})
+    for axes, key in zip(place.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
+        for i, line in enumerate(lines):
+            label = f"P = {line.how['prompt_tokens']}, {label_of(line.how, names, rates)}"
+            # From dark to light, as lengths grow; the lightest is too light for white.
+            draw_curve(axes, line, curves, key, color=shades(0.9 * i / len(lines)), label=label)
+        axes.set(xlabel="epoch (chosen ones marked)", ylabel=f"{key} on {' or '.join(splits)}")
+        axes.locator_params("x", integer=True, min_n_ticks=1)
+    several = any(len(line.files) > 1 for line in lines)
+    title = "mean over seeds; band: from the smallest to the largest of them"
+    draw_legend(place, title=title if several else None, title_fontsize="small")
+
+
+def draw_curve(axes, line, curves, key, **how):
+    """Prompts that differ in the seed, as a line: after each epoch the mean of those that were
+    still trained; the epochs that were chosen are marked."""
+    values = {}  # of each epoch
+    for file in line.files:
+        for point in curves[file.path]:
+            known = values.setdefault(point.epoch, [])
+            if getattr(point, key) is not None:
+                known.append(getattr(point, key))
+    epochs = sorted(values)
+    of_epochs = [values[epoch] for epoch in epochs]
+    # Where nothing is known there is a gap.
+    mean = [statistics.fmean(known) if known else math.nan for known in of_epochs]
+    chosen = {file.recipe.epoch for file in line.files}
+    marked = [i for i, epoch in enumerate(epochs) if epoch in chosen]
+    style = STYLES[line.how["train"]]
+    axes.plot(epochs, mean, style, markevery=marked, markersize=5, **how)
+    if len(line.files) > 1:
+        low = [min(known, default=math.nan) for known in of_epochs]
+        high = [max(known, default=math.nan) for known in of_epochs]
+        axes.fill_between(epochs, low, high, color=how["color"], alpha=0.12, linewidth=0)

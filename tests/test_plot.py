@@ -51,44 +51,128 @@ def test_intervals_and_baselines(drawn, runs):
 # ---- learning curves ------------------------------------------------------------------------
 
 
-def test_every_prompt_has_a_curve_with_its_choice_marked(drawn, runs):
+def bands_of(axes):
+    """[{epoch: [low, high]}] of the bands in a panel"""
+    found = []
+    for band in axes.collections:
+        ends = {}
+        for x, y in band.get_paths()[0].vertices.tolist():
+            ends.setdefault(x, set()).add(y)
+        found.append({x: [min(some), max(some)] for x, some in ends.items()})
+    return found
+
+
+def legend_of(axes):
+    """The legend that tells what is in a panel"""
+    (legend,) = axes.figure.legends
+    return legend
+
+
+def test_prompts_that_differ_in_the_seed_are_a_line_with_a_band(drawn, runs):
     _, right, losses = drawn("plot", *runs).axes
-    order = [(0.75, 2, "C0"), (0.71, 2, "C1"), (0.69, 2, "C1")]  # P = 1: head alone first
-    order += [(0.65, 2, "C2"), (0.64, 3, "C3"), (0.66, 2, "C4")]
-    for line, (y, chosen, color) in zip(right.lines, order, strict=True):
-        wanted = [[1, pytest.approx(y - 0.2)], [2, y], [3, pytest.approx(y - 0.1)]]
-        assert line.get_xydata().tolist() == wanted
-        assert (line.get_markevery(), line.get_color()) == ([chosen - 1], color)
+    means = [0.75, 0.70, 0.65, 0.64, 0.66]  # P = 1: head alone first; then two seeds, .71 and .69
+    chosen = [[1], [1], [1], [2], [1]]
+    for line, y, marks in zip(right.lines, means, chosen, strict=True):
+        assert line.get_xdata().tolist() == [1, 2, 3]
+        assert line.get_ydata() == pytest.approx([y - 0.2, y, y - 0.1])
+        assert line.get_markevery() == marks
         assert line.get_marker() in "ox"
-    for line, (_, _, color) in zip(losses.lines, order, strict=True):
-        assert line.get_ydata().tolist() == [0.6, 0.5, 0.55]
-        assert line.get_color() == color
+    (band,) = bands_of(right)
+    wanted = {1: [0.49, 0.51], 2: [0.69, 0.71], 3: [0.59, 0.61]}
+    assert band == {x: pytest.approx(ends) for x, ends in wanted.items()}
+    for line in losses.lines:
+        assert line.get_ydata() == pytest.approx([0.6, 0.5, 0.55])
+    assert len(bands_of(losses)) == 1
+
+
+def test_a_legend_names_each_line_and_says_what_a_band_is(drawn, runs):
+    _, right, losses = drawn("plot", *runs).axes
     styles = [line.get_linestyle() for line in right.lines]
-    assert styles == ["--", "-", "-", "--", "-", "-"]
+    assert styles == ["--", "-", "--", "-", "-"]
+    colors = [line.get_color() for line in right.lines]
+    assert len(set(colors)) == 5
+    assert colors == [line.get_color() for line in losses.lines]
+    assert right.collections[0].get_facecolor()[0][:3] == pytest.approx(colors[1][:3])
     labels = [axes.get_ylabel() for axes in (right, losses)]
-    assert labels == ["accuracy on selection", "loss on selection"]
-    names = [text.get_text() for text in right.get_legend().get_texts()]
-    assert names[0] == "P = 1, head, lr 0.03"
-    assert names[-2:] == ["P = 5, prompt+head, lr 0.01", "P = 5, prompt+head, lr 0.03"]
+    assert labels == ["accuracy on hold-out", "loss on hold-out"]
+    legend = legend_of(right)
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == [
+        "P = 1, head, lr 0.03",
+        "P = 1, prompt+head, lr 0.03",
+        "P = 5, head, lr 0.03",
+        "P = 5, prompt+head, lr 0.01",
+        "P = 5, prompt+head, lr 0.03",
+    ]
+    said = "mean over seeds; band: from the smallest to the largest of them"
+    assert legend.get_title().get_text() == said
 
 
-def test_each_model_and_data_set_is_a_row_of_panels(drawn, runs, tmp_path):
+def test_one_seed_has_no_band(drawn, tmp_path):
+    run = write_run(tmp_path / "run", Row("a", 1), Row("b", 5))
+    _, right, losses = drawn("plot", run).axes
+    assert len(right.lines) == len(losses.lines) == 2
+    assert bands_of(right) == bands_of(losses) == []
+    assert legend_of(right).get_title().get_text() == ""
+
+
+def cut_log(run, prompt, epochs):
+    """Leave a prompt so many epochs, as one that lost its patience has"""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if line["prompt"] != prompt or line["epoch"] <= epochs]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_a_seed_that_stopped_early_counts_as_long_as_it_was_trained(drawn, tmp_path):
+    rows = [Row("a", 1, 0, selected=0.7), Row("b", 1, 1, selected=0.8)]
+    run = write_run(tmp_path / "run", *rows)
+    cut_log(run, "p1-s0-a", 2)
+    _, right, _ = drawn("plot", run).axes
+    (line,) = right.lines
+    assert line.get_xdata().tolist() == [1, 2, 3]
+    assert line.get_ydata() == pytest.approx([0.55, 0.75, 0.7])
+    (band,) = bands_of(right)
+    assert band[3] == pytest.approx([0.7, 0.7])
+
+
+def test_runs_of_unlike_epochs_are_lines_of_unlike_lengths(drawn, tmp_path):
+    rows = [Row("a", 1), Row("b", 5, epoch=1, recipe={"epochs": 1})]
+    run = write_run(tmp_path / "run", *rows)
+    cut_log(run, "p5-s0-b", 1)
+    _, right, _ = drawn("plot", run).axes
+    assert [len(line.get_xdata()) for line in right.lines] == [3, 1]
+
+
+def test_each_model_and_data_set_has_panels_of_its_own(drawn, runs, tmp_path):
     row = Row("g", 5, 0, 0.70, 0.99, 0.4, recipe={"data": "sst2"})
     other = write_run(tmp_path / "other", row)
     figure = drawn("plot", runs[0], other)
     assert len(figure.axes) == 6
-    titles = [axes.get_title() for axes in figure.axes[::3]]
-    assert titles == ["tiny on reviews", "tiny on sst2"]
-    assert [axes.get_title() for axes in figure.axes[1::3]] == ["tiny on reviews", "tiny on sst2"]
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == ["tiny on reviews", "", "", "tiny on sst2", "", ""]
     first, second = figure.axes[1], figure.axes[4]
-    assert [len(first.lines), len(second.lines)] == [4, 1]
+    assert [len(first.lines), len(second.lines)] == [3, 1]
     assert second.lines[0].get_ydata()[1] == 0.99
     lower = figure.axes[3]
     assert points(lower.containers[0]) == [[5, 0.70]]
     levels = {line.get_label(): line.get_ydata()[0] for line in lower.lines}
     assert levels["untrained"] == 0.4
+
+
+def test_a_picture_can_be_read_on_a_page(drawn, runs):
+    """On 800 pixels a letter of ten points is then thirteen pixels high."""
+    figure = drawn("plot", *runs)
+    figure.canvas.draw()
     width, height = figure.get_size_inches()
-    assert 1 < width / height < 3
+    assert width <= 8.5
+    assert 0.5 < width / height < 3
+    for axes in figure.axes:
+        box = axes.get_window_extent()
+        assert box.width > 0.35 * figure.bbox.width
+        assert box.height > 150  # of the figure's pixels, some 1,500
+        legend = legend_of(axes).get_window_extent()
+        assert legend.x0 >= 0
+        assert legend.x1 <= figure.bbox.width
 
 
 def test_a_prompt_without_a_log_has_no_curve(drawn, tmp_path):
@@ -104,7 +188,7 @@ def test_numbers_are_drawn_by_their_error(drawn, desk, tmp_path):
     assert points(left.containers[0]) == [[3, 1.5]]
     levels = {line.get_label(): line.get_ydata()[0] for line in left.lines}
     assert levels["constant"] == 2.5
-    assert losses.get_ylabel() == "loss on selection"
+    assert losses.get_ylabel() == "loss on hold-out"
 
 
 # ---- the log --------------------------------------------------------------------------------
@@ -132,7 +216,21 @@ def test_a_long_log_is_read_in_little_time(tmp_path):
     assert sum(map(len, curves.values())) == 48 * 150
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"step": 1}', '{"step": "x"}'])
+def test_a_log_of_before_the_norm_is_read(tmp_path):
+    run = write_run(tmp_path / "run", Row("a"))
+    log = run / "metrics.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert all(line.pop("norm", 0) is None for line in lines)
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = plot.read_log(log)
+    assert [line.norm for line in found["p1-s0-a", "hold-out"]] == [None] * 3
+
+
+GOOD = {"step": 1, "epoch": 1, "prompt": "p", "split": "train", "loss": 1, "accuracy": 1}
+ODD = ["{", "[]", '{"step": 1}', '{"step": "x"}', json.dumps(GOOD | {"norm": "1"})]
+
+
+@pytest.mark.parametrize("line", ODD)
 def test_a_line_that_is_none_is_named(capsys, tmp_path, line):
     run = write_run(tmp_path / "run", Row("a"))
     with open(run / "metrics.jsonl", "a") as file:

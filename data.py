@@ -15,8 +15,8 @@ from support.terminal import say
 
 # ---- texts -----------------------------------------------------------------------
 
-TEXT_RULE = "strip"
-LONGEST = 2**18  # characters of a text, twice what 1,024 tokens of 128 bytes, the longest, can hold
+TEXT_RULE = "strip"  # what `clean` does: stored with each prompt, and compared when it is read
+LONGEST = 2**18  # characters of a text: 2 x 1,024 positions x 128 bytes, the longest token
 
 
 def clean(text):

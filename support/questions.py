@@ -1,4 +1,4 @@
-"""Questions: the command line of evaluate.py, its verbs and their flags; each flag is told once."""
+"""Questions: the command line of evaluate.py, its verbs and what they take; each argument is told once."""
 
 from argparse import ArgumentTypeError
 
@@ -58,15 +58,27 @@ ARGUMENTS = {  # {name: what argparse is told of it}
         "nargs": "*",
         "help": "texts to label; one that begins with -- stands behind a --",
     },
-    "--data": {"help": "data set to answer (the one that the prompt was trained on)"},
-    "--split": {"help": "which file of it: dev, train, test, or another (dev)"},
-    "--text-column": {"help": "of the texts (that of the training; else sentence or text)"},
-    "--label-column": {"help": "of the labels (that of the training; else label)"},
+    "--data": {
+        "metavar": "NAME",
+        "help": "data set to answer, as in train.py (the one that the prompt was trained on)",
+    },
+    "--split": {
+        "metavar": "NAME",
+        "help": "which file of it: dev, train, test, or another (dev)",
+    },
+    "--text-column": {
+        "metavar": "NAME",
+        "help": "the column of the texts (that of the training; else sentence or text)",
+    },
+    "--label-column": {
+        "metavar": "NAME",
+        "help": "the column of the labels (that of the training; else label)",
+    },
     "--errors": {
         "type": whole,
         "default": 0,
         "metavar": "N",
-        "help": "show so many of the surest mistakes",
+        "help": "show so many of the surest mistakes (0)",
     },
     "--input": {
         "dest": "path",
@@ -79,7 +91,7 @@ ARGUMENTS = {  # {name: what argparse is told of it}
     },
     "--glue": {
         "metavar": "FILE.tsv",
-        "help": "the file to write for GLUE's server; --input: GLUE's test.tsv",
+        "help": "the file to write for GLUE's server, of --input's rows: GLUE's test.tsv",
     },
     "--with": {
         "dest": "others",
@@ -91,7 +103,7 @@ ARGUMENTS = {  # {name: what argparse is told of it}
     "--all": {
         "dest": "every",
         "action": "store_true",
-        "help": "all prompts of a run, not its best",
+        "help": "all prompts of a run answer together, not its best alone",
     },
     "--picture": PICTURE | {"required": True},
     "--drawing": PICTURE,

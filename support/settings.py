@@ -16,15 +16,18 @@ GROUPS = {  # of flags, each with an example
     "on what": "as in: --model gpt2 --data my-reviews --text-column review --label-column stars",
     "what is trained, and how": "as in: --prompt-tokens 1 5 20 --seeds 0 1 2 --lr 0.01 0.03",
     "what is written": "as in: --out runs/mine, and when that was stopped: --resume runs/mine",
-    "where it runs": "as in: --device cuda --dtype bfloat16 --batch-size 32",
+    "where it runs": "as in: --device cuda --dtype bfloat16",
 }
 ON_WHAT, LEARNING, WRITTEN, MACHINE = GROUPS
 INITS = ("sample", "words", "eot")
 
 
-def flag(group, default, text):
-    """A field that is a flag.  text: its help, in which %(default)s is the default."""
-    about = {"group": group, "help": text}
+def flag(group, default, text, value=None):
+    """A field that is a flag.
+
+    text: its help, in which %(default)s is the default; value: what its values are called there.
+    """
+    about = {"group": group, "help": text, "value": value}
     if isinstance(default, list):
         return dataclasses.field(default_factory=functools.partial(list, default), metadata=about)
     return dataclasses.field(default=default, metadata=about)
@@ -39,22 +42,31 @@ class Settings:
         BUNDLED,
         f"{BUNDLED} (bundled), {', '.join(OFFICIAL)} (downloaded once), a folder, or a hub id "
         "(%(default)s)",
+        "NAME",
     )
     data: str = flag(
         ON_WHAT,
         "reviews",
         "reviews (bundled), sst2 (downloaded once), a folder with train and dev as tsv, csv or "
         "jsonl, or one such table, of which a part is held back as dev (%(default)s)",
+        "NAME",
     )
-    text_column: str | None = flag(ON_WHAT, None, "of the texts (sentence or text)")
-    label_column: str | None = flag(ON_WHAT, None, "of their labels, numbers or names (label)")
+    text_column: str | None = flag(
+        ON_WHAT, None, "the column of the texts (sentence or text)", "NAME"
+    )
+    label_column: str | None = flag(
+        ON_WHAT, None, "the column of their labels, numbers or names (label)", "NAME"
+    )
     num_labels: Count | None = flag(
         ON_WHAT,
         None,
         "labels are 0 to N-1 (2); with 1 they are numbers, and a regression is trained; where "
         "train has names for labels, there are as many",
+        "N",
     )
-    max_examples: Count | None = flag(ON_WHAT, None, "train on so many random texts only")
+    max_examples: Count | None = flag(
+        ON_WHAT, None, "train on so many random texts only (all)", "N"
+    )
     select_on: Literal["hold-out", "dev"] = flag(
         ON_WHAT,
         "hold-out",
@@ -72,41 +84,48 @@ class Settings:
         [10],
         "lengths of the prompts (%(default)s); a prompt is trained for every length, seed and "
         "rate, all of them on one reading of the texts",
+        "P",
     )
-    seeds: list[Seed] = flag(LEARNING, [0], "of the first vectors (%(default)s)")
+    seeds: list[Seed] = flag(
+        LEARNING, [0], "seeds of the first vectors and heads (%(default)s)", "SEED"
+    )
     init: str = flag(
         LEARNING,
         "sample",
         "first vectors: sample (random tokens), words (the names of the labels, then random "
         "tokens), eot (<|endoftext|>); a prompt.safetensors, a prompt folder or a RUN, to go on "
         "from its prompt; or any other TEXT, whose tokens they are (%(default)s)",
+        "WHAT",
     )
     train: Literal["prompt+head", "head"] = flag(
         LEARNING,
         "prompt+head",
         "head is the baseline that leaves the prompt as it began (%(default)s)",
     )
-    lr: list[Rate] = flag(LEARNING, [3e-2], "peak learning rates of the vectors (%(default)s)")
-    head_lr: Rate = flag(LEARNING, 5e-3, "the same, of the heads (%(default)s)")
-    epochs: Count = flag(LEARNING, 6, "passes over the training texts (%(default)s)")
-    steps: Count | None = flag(LEARNING, None, "train for so many steps instead of --epochs")
+    lr: list[Rate] = flag(
+        LEARNING, [3e-2], "peak learning rates of the vectors (%(default)s)", "LR"
+    )
+    head_lr: Rate = flag(LEARNING, 5e-3, "peak learning rate of the heads (%(default)s)", "LR")
+    epochs: Count = flag(LEARNING, 6, "passes over the training texts (%(default)s)", "N")
+    steps: Count | None = flag(LEARNING, None, "train for so many steps instead of --epochs", "N")
     patience: Count | None = flag(
-        LEARNING, None, "stop a prompt after so many epochs without a better score"
+        LEARNING, None, "stop a prompt after so many epochs without a better score (never)", "N"
     )
     cache_text: Literal["auto"] | Annotated[int, 0, 2**62] = flag(
         LEARNING,
         "auto",
         "memory for the texts' keys and values, so that later epochs cost only the prompts: off, a "
         "size such as 500M or 8G, or auto, a quarter of the memory (%(default)s)",
+        "SIZE",
     )
-    out: str | None = flag(WRITTEN, None, "run folder to write (runs/MODEL-DATA)")
-    device: str = flag(MACHINE, default_device(), "cpu, cuda, cuda:1, mps (%(default)s)")
+    out: str | None = flag(WRITTEN, None, "run folder to write (runs/MODEL-DATA)", "FOLDER")
+    device: str = flag(MACHINE, default_device(), "cpu, cuda, cuda:1 or mps (%(default)s)", "NAME")
     dtype: Literal["auto", "float32", "bfloat16"] = flag(
         MACHINE,
         "auto",
         "of the frozen model; auto is bfloat16 where the hardware multiplies it fast (%(default)s)",
     )
-    batch_size: Count = flag(MACHINE, 16, "texts read at once (%(default)s)")
+    batch_size: Count = flag(MACHINE, 16, "texts of a batch, read at once (%(default)s)", "N")
 
     # No flags: what they came to.
     total_steps: Count | None = None
@@ -142,6 +161,7 @@ def add_flag(container, kind, name, **other):
         how["choices"] = typing.get_args(hint)
     else:
         how["type"] = checked(kind, name)
+        how["metavar"] = field.metadata["value"]
     container.add_argument("--" + name.replace("_", "-"), **how | other)
 
 

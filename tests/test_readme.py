@@ -219,6 +219,17 @@ def test_the_first_screen_holds_what_it_should():
     assert re.search("(?m)^#+ Reading order", README)
 
 
+def test_it_is_read_in_one_sitting():
+    assert len(README.splitlines()) <= 180
+    assert len(README.split()) <= 1700
+
+
+def test_each_page_begins_with_whom_it_is_for():
+    for path in sorted((ROOT / "docs").glob("*.md")):
+        _, _, first = path.read_text(encoding="utf-8").split("\n", 2)
+        assert first.startswith("For whoever "), path.name
+
+
 # ---- flags ----------------------------------------------------------------------------------
 
 OF_OTHERS = {"--nproc-per-node", "--index-url", "--check"}  # of torchrun, pip, ruff
@@ -247,6 +258,29 @@ def test_no_two_flags_of_a_program_have_the_same_help():
         assert len(set(texts)) == len(texts), name
 
 
+VALUES = {"NAME", "N", "P", "SEED", "LR", "WHAT", "SIZE", "FOLDER", "RUN", "TEXT", "FILE"}
+
+
+def test_values_have_short_names_in_the_help():
+    """P, not PROMPT_TOKENS; a list of choices is its own name."""
+    for name, parser in parsers().items():
+        for action in parser._actions:
+            takes = action.nargs != 0 and action.choices is None
+            said = (action.metavar or action.dest).partition(".")[0]  # FILE of FILE.csv
+            assert not takes or said in VALUES, f"{name} {action.dest}"
+
+
+def test_defaults_stand_in_the_help_in_words():
+    """(10), not [10]; none is left to argparse's own signs."""
+    for name, parser in parsers().items():
+        text = parser.format_help()
+        of_usage, _, rest = text.partition("\n\n")
+        assert "None" not in text, name
+        assert not re.search(r"%\(|\[\d|<class", text), name
+        for bracket in re.findall(r"\[[^]]*\]", rest):
+            assert re.fullmatch(r"\[\w+ \.\.\.\]", bracket), f"{name}: {bracket}"
+
+
 def test_flags_that_readme_names_exist():
     known = set(OF_OTHERS)
     for parser in parsers().values():
@@ -268,6 +302,23 @@ def test_every_command_is_understood_by_its_program():
                 understood.append(program)
     assert understood.count("train.py") > 5
     assert understood.count("evaluate.py") > 5
+
+
+def folder_of(words):
+    """The run folder that a command of train.py writes, as README names it"""
+    argv = words[words.index("train.py") + 1 :]
+    settings = parser_of("").parse_args(argv)
+    return settings.resume or settings.out or f"runs/{settings.model}-{settings.data}"
+
+
+def test_no_two_commands_of_readme_write_one_run_folder():
+    """Pasted one after the other, the second would be refused; --resume goes on with the first."""
+    folders = []
+    for block in blocks("sh"):
+        for words in commands(block):
+            if "train.py" in words and "--resume" not in words:
+                folders.append(folder_of(words))
+    assert len(set(folders)) == len(folders) > 5, folders
 
 
 # ---- every flag is looked at ----------------------------------------------------------------

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import shlex
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -245,12 +246,11 @@ class RunFolder:
         rank, _ = rank_and_world()
         self.writes = rank == 0
         self.identity = None  # sha256 of run.json, which a checkpoint has to carry
-        self.stored = {"step": 0, "log": 0}  # the checkpoint
+        self.stored = None  # the checkpoint
         self.log_file = None
         self.log_length = 0  # bytes
         self.log_hash = hashlib.sha256()
         self.lock = None
-        self.was_ours = True  # the folder, when that was last looked at
 
     # ---- opening and closing ----------------------------------------------------------------
 
@@ -274,6 +274,9 @@ class RunFolder:
             why = f"{error.strerror or error}; mend that and {self.way_on()}"
             where = error.filename or str(self.path)
             raise OSError(error.errno, why, where) from None
+        finally:
+            if self.lock is not None:
+                self.lock.release()
 
     def way_on(self):
         """How to go on with this run, if it has begun."""
@@ -290,7 +293,6 @@ class RunFolder:
         lock = ours(self.path, LOCK)
         refuse_second_name(lock)
         self.lock = FolderLock(lock)
-        closing.callback(self.unlock)
         # Looked at once more, since nobody else can come in between now.
         if resume:
             refuse_changes(read_facts(self.path), self.facts, self.checkpoint, self.path)
@@ -320,16 +322,8 @@ class RunFolder:
                 path.parent.rmdir()
 
     def is_ours(self):
-        """Whether the folder of this name is still the one that was locked."""
-        if self.lock is not None:
-            self.was_ours = self.lock.is_at(self.path / LOCK)
-        return self.was_ours
-
-    def unlock(self):
-        """Give the lock back; what `is_ours` said last still holds."""
-        self.is_ours()
-        self.lock.release()
-        self.lock = None
+        """Whether the folder of this name is still the one that was locked, as far as is known."""
+        return self.lock is None or self.lock.is_at(self.path / LOCK)
 
     # ---- writing ----------------------------------------------------------------------------
 
@@ -427,7 +421,10 @@ class FolderLock:
     def __init__(self, path):
         self.lock = filelock.FileLock(path, timeout=0, thread_local=False)
         try:
-            self.lock.acquire()
+            with warnings.catch_warnings():
+                # Where flock is missing the library takes what the file says for a lock: as good.
+                warnings.simplefilter("ignore")
+                self.lock.acquire()
         except filelock.Timeout:
             raise ValueError(f"{path.parent} is in use by another process") from None
         except (NotImplementedError, OSError):

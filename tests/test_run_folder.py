@@ -12,6 +12,7 @@ import shlex
 import shutil
 import signal
 import stat
+import warnings
 from pathlib import Path
 
 import pytest
@@ -471,7 +472,9 @@ def test_a_file_system_without_locks_serves_as_well(place, monkeypatch, capsys, 
     monkeypatch.setattr(fcntl, "flock", no_lock)
     fresh = [*SHORT, "--out", "run"]
     for argv in (fresh, [*fresh, "--overwrite"], ["--resume", "run"]):
-        code, _, err = ask(capsys, train, *argv)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # one of a library would be told in its own words
+            code, _, err = ask(capsys, train, *argv)
         assert code == 0, (argv, err)
     assert Path("run/summary.json").exists()
     assert not Path("run", LOCK).exists()

@@ -231,8 +231,9 @@ def body(task):
 
 def step_seconds(task, step, batch, count=5):
     """Median time of a step."""
+    warm_up = task.pick(3, 1)
     spent = []
-    for number in range(-3, count):
+    for number in range(-warm_up, task.pick(count, 1)):
         contender = benchmark.Contender(step, [batch])
         seconds = benchmark.seconds(contender, task.device)
         if number >= 0:
@@ -344,8 +345,9 @@ def launches(task):
     return f"{task.size}, batch {B}, 12 tokens: " + "; ".join(found)
 
 
-def profiled(task, step, batch, count=3):
+def profiled(task, step, batch):
     """Of a step: kernels launched, on a CPU operations, and seconds for which they ran."""
+    count = task.pick(3, 1)
     activities = [ProfilerActivity.CPU]
     if task.is_cuda:
         activities.append(ProfilerActivity.CUDA)

@@ -9,12 +9,10 @@ on held-out texts, float32, no dropout, and one thread.  CPU seconds go from the
 accuracy on dev; imports are not in them.
 """
 
-import copy
 import json
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,24 +24,20 @@ import support.threads  # noqa: F401  before torch, as in train.py
 import peft
 import torch
 import transformers
-from torch.nn.functional import cross_entropy
 
 import evaluate
 import train
-from data import batches, cut, epoch_order
+import ways
+from data import collate, encode
+from support.checkpoint import open_checkpoint
 from support.dataset import open_dataset
 from support.settings import Parser, Settings, checked
 from support.terminal import cell, emit, ending, say, table_text
 
-TINY = Path(__file__).resolve().parent.parent / "weights" / "tiny"
 SHORT = "great fun"
 LONG = "two long hours without a single idea , and then the film begins all over again"
+P = 10
 LR = 0.03
-HEAD_LR = 0.005
-BATCH = 16
-transformers.logging.set_verbosity_error()
-transformers.logging.disable_progress_bar()
-warnings.simplefilter("ignore", FutureWarning)
 
 
 @dataclass(frozen=True)
@@ -58,81 +52,27 @@ class Result:
 # ---- PEFT -----------------------------------------------------------------------------------
 
 
-def peft_model(seed, side):
-    """(tokenizer, model) as PEFT's own examples make them; side: where the tokenizer puts pads."""
-    torch.manual_seed(seed)
-    tokenizer = transformers.GPT2Tokenizer.from_pretrained(TINY, padding_side=side)
-    tokenizer.pad_token = tokenizer.eos_token  # once for the tokenizer
-    base = transformers.GPT2ForSequenceClassification.from_pretrained(
-        TINY, num_labels=2, dtype=torch.float32
-    )
-    # And once for the model, which else refuses a batch.
-    base.config.pad_token_id = tokenizer.pad_token_id
-    config = peft.PromptTuningConfig(
-        task_type=peft.TaskType.SEQ_CLS, num_virtual_tokens=10, prompt_tuning_init="SAMPLE_VOCAB"
-    )
-    model = peft.get_peft_model(base, config).eval()  # without dropout, as this project
-    return tokenizer, model
-
-
-def logits_of(tokenizer, model, texts):
-    """B texts -> logits (B, 2); with texts of several lengths some are padded"""
-    return model(**tokenizer(texts, padding=True, return_tensors="pt")).logits
-
-
-@torch.no_grad()
-def score(tokenizer, model, pairs):
-    """(accuracy, loss) on [(text, label)], texts of near-equal lengths together"""
-    pairs = sorted(pairs, key=lambda pair: len(tokenizer.encode(pair[0])))
-    labels = torch.tensor([label for _, label in pairs])  # (n,)
-    parts = []
-    for some in cut(pairs, BATCH):
-        parts.append(logits_of(tokenizer, model, [text for text, _ in some]))
-    logits = torch.cat(parts)  # (n, 2)
-    right = logits.argmax(dim=1) == labels
-    return right.double().mean().item(), cross_entropy(logits, labels).item()
-
-
 def run_peft(seed, side, dataset, epochs):
-    """Train one prompt as train.py does, with PEFT's model -> its Result."""
+    """Train one prompt as train.py does, with PEFT's model -> its Result.
+
+    side: where the tokenizer puts pads.
+    """
+    base = open_checkpoint("tiny")
+
+    def encoded(pairs):
+        return encode(base.tokenizer, pairs, base.config.n_positions, P)
+
     start = time.process_time()
-    tokenizer, model = peft_model(seed, side)
-    learned = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    groups = []
-    for name, parameter in learned.items():
-        groups.append({"params": [parameter], "lr": HEAD_LR if "score" in name else LR})
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
-
-    # The same batches in the same order, and the same rates.
-    examples = [(tokenizer.encode(text), label) for text, label in dataset.train]
-    plan = batches(examples, BATCH)
-    total = epochs * len(plan)
-    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: train.lr_share(step, total))
-
-    best = (-1.0, 0.0)
-    kept = None
-    for epoch in range(1, epochs + 1):
-        for number in epoch_order(len(plan), epoch):
-            pairs = [dataset.train[i] for i in plan[number]]
-            logits = logits_of(tokenizer, model, [text for text, _ in pairs])
-            loss = cross_entropy(logits, torch.tensor([label for _, label in pairs]))
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(learned.values(), train.CLIP)
-            optimizer.step()
-            rate.step()
-        # The epoch is chosen on held-out texts.
-        accuracy, loss = score(tokenizer, model, dataset.held)
-        if (accuracy, -loss) > best:
-            best = (accuracy, -loss)
-            kept = copy.deepcopy(model.state_dict())
-    model.load_state_dict(kept)
-    accuracy, _ = score(tokenizer, model, dataset.dev)
+    way = ways.peft_prompt(P, LR, seed, 2, side)
+    ways.fit(way, encoded(dataset.train), encoded(dataset.held), epochs)
+    accuracy = ways.score(way, encoded(dataset.dev)).accuracy
     spent = time.process_time() - start
     say(f"PEFT, {side} padding, seed {seed}: dev {accuracy:.4f}, {spent:.0f} s")
 
+    @torch.no_grad()
     def ask(texts):
-        return logits_of(tokenizer, model, texts).softmax(dim=1)[:, 1].tolist()
+        ids, lengths, _ = collate(encoded([(text, 0) for text in texts]))
+        return way.logits(ids, lengths).softmax(dim=1)[:, 1].tolist()
 
     return Result([accuracy], [spent], ask)
 

@@ -18,8 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where the mod
 import support.threads  # noqa: F401  before torch, as in train.py
 
 import benchmark
+from support.records import from_json
 from support.settings import Parser
 from support.statistics import wilson
+from support.summary import Summary, best_first
 from support.terminal import ending, say
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -175,6 +177,35 @@ def few_table():
     return markdown(["texts", *(f"{size:,}" for size in sizes)], rows)
 
 
+# ---- the official sizes ---------------------------------------------------------------------
+
+POST = {  # its best accuracy on dev, and the length of its best prompt
+    "gpt2": (".8704", "P = 20"),
+    "gpt2-medium": (".8933", "P = 5"),
+    "gpt2-large": (".875", "any"),
+    "gpt2-xl": ("", ""),
+}
+
+
+def official_table():
+    """The post's figures, and of each model the prompt that the hold-out chose, once it has run."""
+    header = ["", "the post, dev", "its prompt", "chosen here", "hold-out", "dev", "test"]
+    rows = []
+    for model, figures in POST.items():
+        row = [model, *figures]
+        if not (RECORDS / f"official-{model}.json").exists():
+            rows.append(row + ["*not measured*", "", "", ""])
+            continue
+        record = kept(f"official-{model}")
+        summary = from_json(Summary, json.dumps(record["summary"]), model)
+        best = best_first(summary)[0]
+        test = record["test"]["accuracy"] if record["test"] else None
+        row.append(f"P = {best.prompt_tokens}, lr {best.lr:g}")
+        row += [share(best.selection.accuracy), share(best.accuracy), share(test)]
+        rows.append(row)
+    return markdown(header, rows)
+
+
 # ---- speed ----------------------------------------------------------------------------------
 
 
@@ -192,10 +223,24 @@ TABLES = {
     "alternatives-reviews": lambda: alternatives_table("reviews"),
     "tasks": tasks_table,
     "few": few_table,
+    "official": official_table,
     "speed-short": lambda: speed_block("speed-short"),
     "speed-short-float32": lambda: speed_block("speed-short-float32"),
     "speed-long": lambda: speed_block("speed-long"),
 }
+
+
+SENTENCES = [  # (page, a sentence in it, its figure)
+    ("README.md", "{}", lambda: default_row("default-float32")),
+]
+
+
+def default_row(name):
+    """What the default run prints of its prompt: epoch, hold-out, dev, interval."""
+    [row] = kept(name)["summary"]["prompts"]
+    low, high = row["ci95"]
+    found = f"{row['selection']['accuracy']:.4f} {row['accuracy']:.4f} {low:.3f} to {high:.3f}"
+    return f"p10-s0 0.03 {row['epoch']} {found}"
 
 
 def with_tables(text):

@@ -102,27 +102,28 @@ def as_asked(model, ids, lengths):
     return ids.masked_fill(~mask, model.config.pad_token_id), mask.long()
 
 
-def peft_prompt(P, rate, seed, num_labels):
+def peft_prompt(P, rate, seed, num_labels, side="left"):
     """PEFT's prompt tuning: P vectors before the text, and the head.
 
-    Padded on the left, since with a prompt transformers reads the answer at the last position,
-    whether that is a pad or not.
+    side: where pads stand.  Behind a prompt transformers reads the answer at the last position,
+    whether that is a pad or not; so pads on the right, which is its tokenizer's default, are read
+    as if they were text.
     """
     model = hugging_face(seed, num_labels)
     config = peft.PromptTuningConfig(
-        task_type=peft.TaskType.SEQ_CLS,
-        num_virtual_tokens=P,
-        prompt_tuning_init="SAMPLE_VOCAB",
-        tokenizer_name_or_path=str(TINY),
+        task_type=peft.TaskType.SEQ_CLS, num_virtual_tokens=P, prompt_tuning_init="SAMPLE_VOCAB"
     )
     model = peft.get_peft_model(model, config).eval()
 
     def logits(ids, lengths):
         ids, mask = as_asked(model, ids, lengths)  # (B, T) each
-        T = ids.shape[1]
-        # Every row turns by its pads, which so come to stand at its left.
-        turned = (torch.arange(T) + lengths[:, None]) % T  # (B, T)
-        return model(input_ids=ids.gather(1, turned), attention_mask=mask.gather(1, turned)).logits
+        if side == "left":
+            T = ids.shape[1]
+            # Every row turns by its pads, which so come to stand at its left.
+            turned = (torch.arange(T) + lengths[:, None]) % T  # (B, T)
+            ids = ids.gather(1, turned)
+            mask = mask.gather(1, turned)
+        return model(input_ids=ids, attention_mask=mask).logits
 
     return Way(groups_of(model, rate), logits)
 

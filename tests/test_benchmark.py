@@ -10,7 +10,7 @@ import benchmark
 from helpers import ROOT
 from model import GPT2, GPT2Config, Prompt, classify
 from support.checkpoint import open_checkpoint
-from support.dataset import Dataset, open_dataset, read_split
+from support.dataset import read_split
 
 CPU = torch.device("cpu")
 SMALL = ["--size", "tiny", "--batch-size", "4", "--prompt-tokens", "3", "--device", "cpu"]
@@ -153,53 +153,6 @@ def test_the_body_has_no_zeros_that_hardware_might_multiply_faster():
     for name, weights in gpt2.named_parameters():
         assert "ln_" in name or weights.count_nonzero() > 0.99 * weights.numel(), name
     assert not any(weights.requires_grad for weights in gpt2.parameters())
-
-
-def test_peft_is_trained_on_the_same_and_answers_by_the_batch():
-    """One epoch of a few texts: nobody learns much, but all of it runs."""
-    pytest.importorskip("transformers")
-    pytest.importorskip("peft")
-    import coming_from_peft as beside
-
-    whole = open_dataset("reviews")
-    few = Dataset(
-        name=whole.name,
-        labels=whole.labels,
-        num_labels=2,
-        train=whole.train[:40],
-        held=whole.held[:40],
-        dev=whole.dev[:40],
-        sha256=whole.sha256,
-    )
-    for side in ("left", "right"):
-        tokenizer, model = beside.peft_model(0, side)
-        shapes = [tuple(p.shape) for p in model.parameters() if p.requires_grad]
-        assert shapes == [(2, 256), (10, 256)]
-        assert not model.training
-        result = beside.run_peft(0, side, few, epochs=1)
-        assert 0 < result.accuracies[0] < 1
-        assert result.seconds[0] > 0
-        alone = result.ask([beside.SHORT])[0]
-        among_others = result.ask([beside.SHORT, beside.LONG])[0]
-        assert result.ask([beside.SHORT] * 2) == pytest.approx([alone] * 2, abs=1e-5)
-        assert abs(alone - among_others) > 1e-3
-
-
-def test_what_is_told_of_both(capsys):
-    pytest.importorskip("transformers")
-    pytest.importorskip("peft")
-    import coming_from_peft as beside
-
-    def ask(texts):
-        return [1 / len(texts)] * len(texts)
-
-    results = {"ours": beside.Result([0.5, 0.75], [3.2], ask)}
-    beside.tell(results, [0, 1])
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split() for line in lines if line.startswith("ours")] == [
-        ["ours", "0.5000", "0.7500", "0.6250", "3"],
-        ["ours", "1.0000", "0.5000"],
-    ]
 
 
 # ---- what is measured -----------------------------------------------------------------------

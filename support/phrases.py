@@ -1,5 +1,7 @@
 """Phrases: texts as their words, and which of them stand in which."""
 
+import functools
+import itertools
 import re
 import sys
 import unicodedata
@@ -28,7 +30,9 @@ def words_of(text):
     # NFKC first: it makes letters of what is no letter by itself, such as the full-width forms.
     words = []
     text = unicodedata.normalize("NFKC", text).casefold()
-    for word in ALONE.sub(r" \g<0> ", text).split():
+    if not text.isascii():
+        text = ALONE.sub(r" \g<0> ", text)
+    for word in text.split():
         if word.isalnum():
             words.append(word)
         else:
@@ -36,6 +40,7 @@ def words_of(text):
     return tuple(map(sys.intern, words[:WORDS_READ]))
 
 
+@functools.lru_cache(2**16)
 def parts_of(word):
     """A word that has signs, without them: "don't" is one word, a dash or a slash makes two."""
     kept = []
@@ -63,32 +68,34 @@ class Phrases:
     def __init__(self, phrases):
         self.phrases = dict.fromkeys(phrases)
         # To look for each length at each word would take the square.  So phrases are found by
-        # their beginnings, in steps of twice the length: most words begin nothing.
-        # The first 1, 2, 4, 8 ... words of a phrase -> how many words the phrases have that begin
-        # so, of those that have fewer than twice as many.
+        # their beginnings, in steps of twice the length: most pairs of words begin nothing.
+        # The first 2, 4, 8 ... words of a phrase -> how many words the phrases have that begin so,
+        # of those that have fewer than twice as many.
         self.begins = {}
         for phrase in self.phrases:
-            width = 1
+            width = 2
             while width <= len(phrase):
                 start = phrase[:width]
                 self.begins.setdefault(start, ())
                 width *= 2
-            if len(phrase) not in self.begins[start]:
+            if len(phrase) > 1 and len(phrase) not in self.begins[start]:
                 self.begins[start] += (len(phrase),)
 
     def inside(self, words):
-        """Yield every phrase that stands in these words."""
-        for i in range(len(words)):
-            width = 1
-            while i + width <= len(words):
-                lengths = self.begins.get(words[i : i + width])
-                if lengths is None:
-                    break  # no phrase goes on like this
+        """The set of the phrases that stand in these words."""
+        found = self.phrases.keys() & zip(words)  # those of one word
+        for i, lengths in enumerate(map(self.begins.get, itertools.pairwise(words))):
+            width = 2
+            while lengths is not None:
                 for length in lengths:
                     part = words[i : i + length]
                     if part in self.phrases:
-                        yield part
+                        found.add(part)
                 width *= 2
+                if i + width > len(words):
+                    break
+                lengths = self.begins.get(words[i : i + width])  # None: none goes on like this
+        return found
 
     def whole(self):
         """The phrases that stand in no other, in their order."""

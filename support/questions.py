@@ -1,4 +1,4 @@
-"""Questions: the command line of evaluate.py, its verbs and what they take; each argument is told once."""
+"""Questions: the command line of evaluate.py, its verbs and what they take; each is told once."""
 
 from argparse import ArgumentTypeError
 

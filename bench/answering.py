@@ -118,7 +118,7 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     parser = Parser(description=__doc__)
     count = checked(Settings, "batch_size")
-    parser.add_argument("--texts", type=count, default=400, help="how many (%(default)s)")
+    parser.add_argument("--texts", type=count, default=399, help="how many (%(default)s)")
     parser.add_argument("--rounds", type=count, default=3, help="(%(default)s)")
     parser.add_argument("--json", metavar="FILE", help="a new file for the figures")
     args = parser.parse_args(argv)

@@ -54,9 +54,9 @@ def interval(mean, n):
 # ---- the runs of bench/results.py -----------------------------------------------------------
 
 
-def runs_table(data):
-    """Lengths, rates and first vectors on one data set, a mean over seeds a row."""
-    lengths = kept(f"{data}-lengths")
+def runs_table():
+    """Lengths, rates and first vectors on reviews, a mean over seeds a row."""
+    lengths = kept("reviews-lengths")
     n = lengths["texts"]["dev"]
     baselines = lengths["summary"]["baselines"]
     rows = [
@@ -65,11 +65,11 @@ def runs_table(data):
     ]
     for P in (1, 2, 5, 10, 20, 50):
         rows.append(run_row(f"P = {P}", chosen(lengths, prompt_tokens=P), n))
-    rows.insert(2, run_row("head alone, P = 10", chosen(kept(f"{data}-head")), n))
+    rows.insert(2, run_row("head alone, P = 10", chosen(kept("reviews-head")), n))
     for lr in (0.01, 0.1):
-        rows.append(run_row(f"P = 10, lr {lr}", chosen(kept(f"{data}-rates"), lr=lr), n))
+        rows.append(run_row(f"P = 10, lr {lr}", chosen(kept("reviews-rates"), lr=lr), n))
     for init in ("words", "eot"):
-        rows.append(run_row(f"P = 10, --init {init}", chosen(kept(f"{data}-{init}")), n))
+        rows.append(run_row(f"P = 10, --init {init}", chosen(kept(f"reviews-{init}")), n))
     for which, told in (("p20", "three prompts of P = 20"), ("all", "all 18 prompts")):
         accuracy = lengths["together"][which]["accuracy"]
         rows.append([f"ensemble of {told}", "", share(accuracy), "", interval(accuracy, n)])
@@ -216,14 +216,24 @@ def speed_block(name):
     return "".join(f"    {line}\n" for line in lines)
 
 
+def answering_table():
+    """Texts a second, this project's predict and transformers' pipeline."""
+    speeds = kept("answering")["texts_a_second"]
+    header = ["", *speeds]
+    rows = []
+    for name in speeds["tiny"]:
+        rows.append([name, *(f"{found[name]:.1f}" for found in speeds.values())])
+    return markdown(header, rows)
+
+
 TABLES = {
-    "reviews": lambda: runs_table("reviews"),
-    "sst2": lambda: runs_table("sst2"),
+    "reviews": runs_table,
     "alternatives-sst2": lambda: alternatives_table("sst2"),
     "alternatives-reviews": lambda: alternatives_table("reviews"),
     "tasks": tasks_table,
     "few": few_table,
     "official": official_table,
+    "answering": answering_table,
     "speed-short": lambda: speed_block("speed-short"),
     "speed-short-float32": lambda: speed_block("speed-short-float32"),
     "speed-long": lambda: speed_block("speed-long"),
@@ -232,7 +242,31 @@ TABLES = {
 
 SENTENCES = [  # (page, a sentence in it, its figure)
     ("README.md", "{}", lambda: default_row("default-float32")),
+    ("docs/results.md", "in bfloat16 {}", lambda: default_accuracy("default-bfloat16")),
+    ("docs/results.md", "in float32 {}", lambda: default_accuracy("default-float32")),
+    ("README.md", "on SST-2 ({})", lambda: beside_words("sst2")),
+    ("README.md", "on TREC ({})", lambda: beside_words("trec")),
+    ("README.md", "LoRA reaches {} on SST-2", lambda: asked_mean("sst2", "lora")),
+    ("README.md", "fine-tuned {}:", lambda: asked_mean("sst2", "everything")),
 ]
+
+
+def beside_words(data):
+    """A prompt's accuracy against that of words."""
+    return f"{asked_mean(data, 'prompt-10')} against {asked_mean(data, 'words')}"
+
+
+def asked_mean(data, way):
+    """The mean accuracy of a way on the split that was looked at once, as in a sentence."""
+    [row] = [row for row in kept(f"alternatives-{data}")["rows"] if row["way"] == way]
+    mean = statistics.mean(score["accuracy"] for score in row["asked"])
+    return f"{mean:.3f}".removeprefix("0")
+
+
+def default_accuracy(name):
+    """The default run's accuracy on dev."""
+    [row] = kept(name)["summary"]["prompts"]
+    return f"{row['accuracy']:.4f}".removeprefix("0")
 
 
 def default_row(name):

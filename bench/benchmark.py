@@ -111,15 +111,20 @@ class Contender:
 
 def random_gpt2(size, device, dtype):
     """Our body with random weights, frozen, and packed as train.py packs it."""
+    gpt2 = random_body(size, device, dtype)
+    pack(gpt2, with_gradient=True)
+    return gpt2
+
+
+def random_body(size, device, dtype):
+    """Our body with random weights, frozen, as it is after loading."""
     C, L, H = SIZES[size]
     with torch.device(device):
         gpt2 = GPT2(GPT2Config(V, POSITIONS, C, L, H))
     # Its tables begin as zeros, and hardware may multiply zeros faster than numbers.
     for table in (gpt2.wte, gpt2.wpe):
         torch.nn.init.normal_(table.weight, std=0.02)
-    gpt2.to(dtype).requires_grad_(False)
-    pack(gpt2, with_gradient=True)
-    return gpt2
+    return gpt2.to(dtype).requires_grad_(False)
 
 
 def ours(gpt2, lengths):

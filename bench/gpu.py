@@ -453,7 +453,7 @@ def write_random_gpt2(task):
     C, L, H = benchmark.SIZES[task.size]
     config |= {"n_embd": C, "n_layer": L, "n_head": H}
     config |= {"n_positions": benchmark.POSITIONS, "n_ctx": benchmark.POSITIONS}
-    gpt2 = benchmark.random_gpt2(task.size, torch.device("cpu"), torch.bfloat16)
+    gpt2 = benchmark.random_body(task.size, torch.device("cpu"), torch.bfloat16)
     tensors = gpt2.state_dict()
     # The bundled tokenizer has fewer tokens than gpt2.
     tensors["wte.weight"] = tensors["wte.weight"][: config["vocab_size"]]

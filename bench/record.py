@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
+from support import processes
 from support.files import new_file
-from support.processes import cpu_flags
 
 LIBRARIES = ("torch", "transformers", "peft", "scikit-learn")
 
@@ -71,7 +71,7 @@ def chip_of(device):
     """Its name; of a CPU also which instructions it has of those that matter here."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    info = cpu_flags()
+    info = processes.cpu_flags()
     named = re.search(r"^model name\s*: (.+)", info, re.MULTILINE)
     words = [named[1] if named else platform.machine()]
     for flag in ("avx2", "avx512_bf16", "amx_bf16"):

@@ -236,7 +236,6 @@ TABLES = {
     "answering": answering_table,
     "speed-short": lambda: speed_block("speed-short"),
     "speed-short-float32": lambda: speed_block("speed-short-float32"),
-    "speed-long": lambda: speed_block("speed-long"),
 }
 
 

@@ -1,0 +1,173 @@
+"""docs/: its tables are those of the records; bench/results.py, tables.py and record.py."""
+
+import json
+import subprocess
+
+import pytest
+
+import record
+import results
+import tables
+from helpers import ROOT, environment
+
+RECORDS = sorted((ROOT / "docs" / "records").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+def test_a_record_says_where_it_comes_from(path):
+    found = json.loads(path.read_text())
+    for key in ("command", "commit", "date", "machine", "versions"):
+        assert found[key]
+    assert found["command"].startswith("python ")
+    assert "/" not in found["command"].replace("bench/", "").replace("docs/records/", "")
+
+
+def test_every_table_is_that_of_its_records():
+    assert tables.main(["--check"]) == []
+
+
+def test_every_record_stands_behind_a_table_or_a_sentence():
+    used = set()
+    real = tables.kept
+    try:
+        tables.kept = lambda name: used.add(name) or real(name)
+        for make in tables.TABLES.values():
+            make()
+        for _, _, figure in tables.SENTENCES:
+            figure()
+    finally:
+        tables.kept = real
+    assert {path.stem for path in RECORDS} == used
+
+
+def test_a_table_that_was_changed_is_noticed_and_made_anew(tmp_path, monkeypatch):
+    page = "Before.\n<!-- table few -->\n\n| old |\n\n<!-- end -->\nAfter.\n"
+    (tmp_path / "page.md").write_text(page)
+    monkeypatch.setattr(tables, "DOCS", tmp_path)
+    assert tables.main(["--check"]) == ["page.md"]
+    assert (tmp_path / "page.md").read_text() == page
+    assert tables.main([]) == ["page.md"]
+    made = (tmp_path / "page.md").read_text()
+    assert made.startswith("Before.\n<!-- table few -->\n\n| texts |")
+    assert made.endswith("|\n\n<!-- end -->\nAfter.\n")
+    assert tables.main(["--check"]) == []
+
+
+@pytest.mark.parametrize("place", range(len(tables.SENTENCES)))
+def test_a_figure_in_a_sentence_is_that_of_its_record(place):
+    page, sentence, figure = tables.SENTENCES[place]
+    wanted = sentence.format(figure())
+    assert wanted in " ".join((ROOT / page).read_text().split())
+
+
+# ---- records --------------------------------------------------------------------------------
+
+
+def test_a_command_is_kept_without_the_file_it_writes(tmp_path):
+    path = tmp_path / "record.json"
+    words = ["python", "bench/x.py", "--a", "two words", "--json", str(path)]
+    figures = record.keep(words, path, lambda: {"figure": 1})
+    assert json.loads(path.read_text()) == figures
+    assert figures["command"] == "python bench/x.py --a 'two words'"
+    assert figures["figure"] == 1
+    assert figures["versions"]["torch"]
+
+
+def test_a_file_that_is_there_is_refused_before_the_work(tmp_path):
+    path = tmp_path / "record.json"
+    path.write_text("mine")
+    with pytest.raises(OSError, match="is there already"):
+        record.keep(["python"], path, lambda: pytest.fail("it worked before it looked"))
+    assert path.read_text() == "mine"
+
+
+# ---- runs -----------------------------------------------------------------------------------
+
+FEW = "--max-examples 16 --epochs 1 --prompt-tokens 2 --seeds 0 1 --lr 0.01 --model tiny"
+
+
+@pytest.fixture
+def trial(tmp_path):
+    """What results.py is told for a short trial, and where its record is."""
+    words = [str(tmp_path), "--runs", str(tmp_path / "runs"), "--flags", FEW]
+    words += ["--only", "reviews-lengths"]
+    return words, tmp_path / "reviews-lengths.json"
+
+
+def test_a_run_is_recorded_and_not_trained_again(trial, capsys):
+    words, path = trial
+    results.main(words)
+    found = json.loads(path.read_text())
+    assert found["command"].startswith("python train.py --seeds 0 1 2 --dtype float32")
+    rows = found["summary"]["prompts"]
+    assert [row["name"] for row in rows] == ["p2-s0", "p2-s1"]
+    assert set(found["together"]) == {"all"}  # there is no prompt of twenty tokens
+    assert found["together"]["all"]["n"] == 399
+    assert found["test"] is None  # reviews has no test split
+    before = path.read_bytes()
+    results.main(words)
+    assert path.read_bytes() == before
+    assert "is there" in capsys.readouterr().out
+
+
+def test_a_finished_run_is_recorded_without_training(trial, monkeypatch):
+    words, path = trial
+    results.main(words)
+    before = json.loads(path.read_text())
+    path.unlink()
+    monkeypatch.setattr(results.train, "main", lambda argv: pytest.fail("trained again"))
+    results.main(words)
+    after = json.loads(path.read_text())
+    assert after["summary"] == before["summary"]
+
+
+def test_a_run_that_was_stopped_goes_on(trial, monkeypatch, tmp_path):
+    words, path = trial
+    real = results.train.main
+    asked = []
+
+    def main(argv):
+        asked.append(argv)
+        return real(argv)
+
+    monkeypatch.setattr(results.train, "main", main)
+    results.main(words)
+    path.unlink()
+    run = tmp_path / "runs" / "reviews-lengths"
+    (run / "summary.json").unlink()
+    results.main(words)
+    assert asked[1] == ["--resume", str(run)]
+    assert path.exists()
+
+
+def test_the_best_prompt_is_scored_on_a_test_split_that_is_there(tmp_path):
+    folder = tmp_path / "films"
+    folder.mkdir()
+    lines = (ROOT / "reviews" / "train.tsv").read_text().splitlines()
+    for split, some in (("train", lines[:60]), ("dev", lines[60:80]), ("test", lines[80:110])):
+        rows = "\n".join([lines[0], *[line for line in some if line != lines[0]]])
+        (folder / f"{split}.tsv").write_text(rows + "\n")
+    words = [str(tmp_path), "--runs", str(tmp_path / "runs")]
+    words += ["--only", "reviews-head", "--flags", f"{FEW} --data {folder} --device cpu"]
+    results.main(words)
+    found = json.loads((tmp_path / "reviews-head.json").read_text())
+    assert found["test"]["n"] == 30
+
+
+def test_the_official_sizes_are_tried_by_their_script(tmp_path):
+    """The whole of bench/official.sh, but with the bundled model in the place of gpt2."""
+    flags = f"{FEW} --data reviews --device cpu"
+    where = {"RECORDS": str(tmp_path), "RUNS": str(tmp_path / "runs"), "MODELS": "gpt2"}
+    words = ["bash", str(ROOT / "bench" / "official.sh")]
+    done = subprocess.run(
+        words,
+        env=environment(FLAGS=flags, **where),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "official-gpt2.json").read_text())
+    assert found["command"].startswith("python train.py --model gpt2 --data sst2 --epochs 3")
+    assert [row["name"] for row in found["summary"]["prompts"]] == ["p2-s0", "p2-s1"]

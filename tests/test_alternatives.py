@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+import re
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ pytest.importorskip("sklearn")
 import alternatives
 import answering
 import few_examples
+from helpers import ROOT
 from metrics import score_of
 from support.dataset import open_dataset
 
@@ -72,6 +74,14 @@ def test_words_learn_what_a_word_says(num_labels):
     good, bad, _ = logits[:, -1].tolist()
     assert good > bad
     assert size > 6  # words and pairs of words, and a bias
+
+
+def test_the_command_that_readme_names_is_understood():
+    readme = (ROOT / "README.md").read_text()
+    [words] = re.findall(r"`python bench/alternatives.py (.+?)`", readme)
+    args = alternatives.parse_args(words.split())
+    assert args.only == ["words"]
+    assert args.data == "FOLDER"
 
 
 # ---- what is chosen -------------------------------------------------------------------------

@@ -232,7 +232,8 @@ def test_each_page_begins_with_whom_it_is_for():
 
 # ---- flags ----------------------------------------------------------------------------------
 
-OF_OTHERS = {"--nproc-per-node", "--index-url", "--check"}  # of torchrun, pip, ruff
+# Of torchrun, pip, ruff, and of bench/alternatives.py, whose command test_alternatives.py reads.
+OF_OTHERS = {"--nproc-per-node", "--index-url", "--check", "--only"}
 
 
 def parsers():

@@ -1,7 +1,10 @@
 """docs/: its tables are those of the records; bench/results.py, tables.py and record.py."""
 
 import json
+import os
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -157,7 +160,14 @@ def test_the_best_prompt_is_scored_on_a_test_split_that_is_there(tmp_path):
 def test_the_official_sizes_are_tried_by_their_script(tmp_path):
     """The whole of bench/official.sh, but with the bundled model in the place of gpt2."""
     flags = f"{FEW} --data reviews --device cpu"
-    where = {"RECORDS": str(tmp_path), "RUNS": str(tmp_path / "runs"), "MODELS": "gpt2"}
+    # The script starts `python`, which should be the one that runs the tests.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    where = {
+        "PATH": path,
+        "RECORDS": str(tmp_path),
+        "RUNS": str(tmp_path / "runs"),
+        "MODELS": "gpt2",
+    }
     words = ["bash", str(ROOT / "bench" / "official.sh")]
     done = subprocess.run(
         words,

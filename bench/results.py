@@ -100,8 +100,8 @@ def test_of(run, facts):
 def together(run, facts, summary):
     """What the prompts of a run say together on dev: {which: Score}; of one prompt nothing."""
     rows = summary["prompts"]
-    groups = {"all": rows, f"p{TOGETHER}": []}
-    groups[f"p{TOGETHER}"] = [row for row in rows if row["prompt_tokens"] == TOGETHER]
+    of_one_length = [row for row in rows if row["prompt_tokens"] == TOGETHER]
+    groups = {"all": rows, f"p{TOGETHER}": of_one_length}
     pairs = read_split(facts["settings"]["data"], "dev")
     labels = torch.tensor([label for _, label in pairs])
     machine = {"device": facts["settings"]["device"], "dtype": facts["settings"]["dtype"]}

@@ -29,6 +29,7 @@ gradients, optimizer and all that is computed.
 
 import contextlib
 import dataclasses
+import functools
 import io
 import random
 import statistics
@@ -207,9 +208,15 @@ def theirs(name, task, rate, seed):
     return Outcome(seed, rate, held, asked, spent, sum(x.numel() for x in way.parameters()))
 
 
+@functools.cache
+def bundled():
+    """The bundled model's config and tokenizer, opened once and not in every training's seconds."""
+    return open_checkpoint("tiny")
+
+
 def encoded(pairs):
     """[(text, label)] -> [(ids, label)], with room for the longest prompt that is tried here."""
-    base = open_checkpoint("tiny")
+    base = bundled()
     room = base.config.n_positions - 20
     pairs = encode(base.tokenizer, pairs, base.config.n_positions, 20)
     return [(ids[:room], label) for ids, label in pairs]

@@ -140,6 +140,17 @@ def write_data(folder, train=60, dev=12):
     return folder
 
 
+def write_reviews(folder, **rows):
+    """A split.tsv in a folder for each split=rows: so many of the bundled sentences, the first."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, count in rows.items():
+        source = "train" if split == "train" else "dev"
+        lines = (ROOT / "reviews" / f"{source}.tsv").read_text("utf-8").splitlines(keepends=True)
+        (folder / f"{split}.tsv").write_text("".join(lines[: count + 1]), "utf-8")
+    return folder
+
+
 # ---- models ---------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ pytest.importorskip("sklearn")
 import alternatives
 import answering
 import few_examples
-from helpers import ROOT
+from helpers import ROOT, write_reviews
 from metrics import score_of
 from support.dataset import open_dataset
 
@@ -142,7 +142,9 @@ def test_few_texts_take_as_many_steps_as_are_said(tmp_path, monkeypatch):
         asked.append((len(train_set), held_set, epochs))
 
     monkeypatch.setattr(few_examples.ways, "fit", fit)
-    words = ["--rates", str(rates), "--sizes", "16", "100", "--draws", "2", "--only", "head"]
+    data = write_reviews(tmp_path / "films", train=200, dev=20)
+    words = ["--data", str(data), "--rates", str(rates), "--sizes", "16", "100"]
+    words += ["--draws", "2", "--only", "head"]
     figures = few_examples.main(words)
     assert asked == [(16, None, 128)] * 2 + [(100, None, 19)] * 2
     assert [row["texts"] for row in figures["rows"]] == [16, 100]

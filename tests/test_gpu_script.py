@@ -7,7 +7,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+pytest.importorskip("transformers")
+pytest.importorskip("peft")
+
+import gpu
 from helpers import ROOT
 
 PARTS = (
@@ -42,26 +47,51 @@ def gpu_script(folder, **settings):
     return done
 
 
-def test_every_part_runs_and_says_its_line(tmp_path):
-    done = gpu_script(tmp_path)
-    said = re.findall(r"^(ok|FAILED) +(\w+) \(\d+ s\): (.+)$", done.stdout, re.MULTILINE)
-    assert [(how, name) for how, name, _ in said] == [("ok", name) for name in PARTS], done.stdout
-    *_, last = done.stdout.splitlines()
-    assert f"{len(PARTS)} parts in " in last
-    assert "failed: none; left out: none" in last
-    assert done.returncode == 0
+@pytest.fixture
+def this_process(monkeypatch):
+    """This process as it was, when a part has been run in it."""
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    cudnn = torch.backends.cuda.cudnn_sdp_enabled()
+    with torch.random.fork_rng():
+        yield
+    torch.backends.cuda.enable_cudnn_sdp(cudnn)
+
+
+def test_every_part_ends_by_its_finding(tmp_path, capsys, this_process):
+    """In one process, for the imports of a process take longer than most parts."""
+    for name in PARTS:
+        gpu.main([name, "--device", "cpu", "--small", "--work", str(tmp_path)])
+    found = re.findall(r"^= (.+)$", capsys.readouterr().out, re.MULTILINE)
 
     # What the parts are for, in their own words.
-    found = {name: text for _, name, text in said}
-    assert "differ from the CPU's by 0.0e+00" in found["float64"]
-    assert "the same" in found["equal"]
-    assert "the same" in found["resumes"]
-    assert found["nccl"].startswith("gloo")
-    log = (tmp_path / "log").read_text()
-    assert all(f"==== {name}\n" in log for name in PARTS)
-    for path in tmp_path.glob("*.json"):
+    said = dict(zip(PARTS, found, strict=True))
+    assert "differ from the CPU's by 0.0e+00" in said["float64"]
+    assert "the same" in said["equal"]
+    assert "the same" in said["resumes"]
+    assert said["nccl"].startswith("gloo")
+    figures = list(tmp_path.glob("*.json"))
+    assert figures
+    for path in figures:
         assert json.loads(path.read_text())["ratios"]
-    assert len(list(tmp_path.iterdir())) <= 8  # more do not come back from where it is run
+
+
+def test_the_script_knows_every_part():
+    text = (ROOT / "bench" / "gpu.sh").read_text()
+    [listed] = re.findall(r'^parts="(.+?)"', text, re.MULTILINE | re.DOTALL)
+    assert tuple(re.findall(r"(\w+):\d+", listed)) == PARTS == tuple(gpu.PARTS)
+
+
+def test_each_part_says_its_line(tmp_path):
+    done = gpu_script(tmp_path, PARTS="tests float64")
+    *parts, last = done.stdout.splitlines()
+    assert re.fullmatch(r"ok +float64 \(\d+ s\): logits and gradients differ .+", parts[0])
+    assert re.fullmatch(r"ok +tests \(\d+ s\): skipped: .+", parts[1])
+    assert "2 parts in " in last
+    assert "failed: none; left out: none" in last
+    assert done.returncode == 0
+    log = (tmp_path / "log").read_text()
+    assert re.findall("^==== (.+)$", log, re.MULTILINE) == ["float64", "tests"]
+    assert {path.name for path in tmp_path.iterdir()} == {"log", "results"}
 
 
 @pytest.mark.parametrize(

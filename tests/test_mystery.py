@@ -22,6 +22,7 @@ from helpers import (  # noqa: E402
     random_weights,
     sizes,
     write_checkpoint,
+    write_reviews,
 )
 from metrics import score_of  # noqa: E402
 from model import Prompt, choose, classify  # noqa: E402
@@ -66,9 +67,7 @@ def test_training_never_asks_the_config_how_many_labels_there_are(place):
 def one(tmp_path_factory):
     """A run whose head has one column, on 600 of the bundled reviews"""
     folder = tmp_path_factory.mktemp("mystery")
-    for name, rows in (("train", 601), ("dev", 21)):
-        lines = (ROOT / f"reviews/{name}.tsv").read_text("utf-8").splitlines(keepends=True)
-        (folder / f"{name}.tsv").write_text("".join(lines[:rows]), "utf-8")
+    write_reviews(folder, train=600, dev=20)
     flags = ["--data", str(folder), "--select-on", "dev", "--prompt-tokens", "1"]
     flags += ["--epochs", "1", "--dtype", "float32", "--num-labels", "1"]
     train.main([*flags, "--out", str(folder / "one")])

@@ -11,7 +11,7 @@ import pytest
 import record
 import results
 import tables
-from helpers import ROOT, environment
+from helpers import ROOT, environment, write_reviews
 
 RECORDS = sorted((ROOT / "docs" / "records").glob("*.json"))
 
@@ -86,15 +86,21 @@ def test_a_file_that_is_there_is_refused_before_the_work(tmp_path):
 
 # ---- runs -----------------------------------------------------------------------------------
 
-FEW = "--max-examples 16 --epochs 1 --prompt-tokens 2 --seeds 0 1 --lr 0.01 --model tiny"
+FEW = "--epochs 1 --prompt-tokens 2 --seeds 0 1 --lr 0.01 --model tiny --device cpu"
+
+
+def trial_of(name, tmp_path, **rows):
+    """What results.py is told for a short trial of a run, and where its record is."""
+    data = write_reviews(tmp_path / "films", **rows)
+    words = [str(tmp_path), "--runs", str(tmp_path / "runs"), "--only", name]
+    words += ["--flags", f"{FEW} --data {data}"]
+    return words, tmp_path / f"{name}.json"
 
 
 @pytest.fixture
 def trial(tmp_path):
-    """What results.py is told for a short trial, and where its record is."""
-    words = [str(tmp_path), "--runs", str(tmp_path / "runs"), "--flags", FEW]
-    words += ["--only", "reviews-lengths"]
-    return words, tmp_path / "reviews-lengths.json"
+    """A trial with 24 texts, and no test split."""
+    return trial_of("reviews-lengths", tmp_path, train=24, dev=20)
 
 
 def test_a_run_is_recorded_and_not_trained_again(trial, capsys):
@@ -105,8 +111,8 @@ def test_a_run_is_recorded_and_not_trained_again(trial, capsys):
     rows = found["summary"]["prompts"]
     assert [row["name"] for row in rows] == ["p2-s0", "p2-s1"]
     assert set(found["together"]) == {"all"}  # there is no prompt of twenty tokens
-    assert found["together"]["all"]["n"] == 399
-    assert found["test"] is None  # reviews has no test split
+    assert found["together"]["all"]["n"] == 20
+    assert found["test"] is None
     before = path.read_bytes()
     results.main(words)
     assert path.read_bytes() == before
@@ -144,22 +150,14 @@ def test_a_run_that_was_stopped_goes_on(trial, monkeypatch, tmp_path):
 
 
 def test_the_best_prompt_is_scored_on_a_test_split_that_is_there(tmp_path):
-    folder = tmp_path / "films"
-    folder.mkdir()
-    lines = (ROOT / "reviews" / "train.tsv").read_text().splitlines()
-    for split, some in (("train", lines[:60]), ("dev", lines[60:80]), ("test", lines[80:110])):
-        rows = "\n".join([lines[0], *[line for line in some if line != lines[0]]])
-        (folder / f"{split}.tsv").write_text(rows + "\n")
-    words = [str(tmp_path), "--runs", str(tmp_path / "runs")]
-    words += ["--only", "reviews-head", "--flags", f"{FEW} --data {folder} --device cpu"]
+    words, path = trial_of("reviews-head", tmp_path, train=24, dev=20, test=30)
     results.main(words)
-    found = json.loads((tmp_path / "reviews-head.json").read_text())
-    assert found["test"]["n"] == 30
+    assert json.loads(path.read_text())["test"]["n"] == 30
 
 
 def test_the_official_sizes_are_tried_by_their_script(tmp_path):
     """The whole of bench/official.sh, but with the bundled model in the place of gpt2."""
-    flags = f"{FEW} --data reviews --device cpu"
+    flags = f"{FEW} --data {write_reviews(tmp_path / 'films', train=24, dev=20)}"
     # The script starts `python`, which should be the one that runs the tests.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     where = {

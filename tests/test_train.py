@@ -21,7 +21,6 @@ import evaluate
 import minimal
 import train
 from helpers import (
-    ROOT,
     TINY,
     ask,
     contents,
@@ -31,6 +30,7 @@ from helpers import (
     sizes,
     write_checkpoint,
     write_data,
+    write_reviews,
     write_unaligned,
 )
 from metrics import Score
@@ -475,10 +475,7 @@ def test_the_bundled_labels_have_names_where_their_number_fits(place, N, labels)
 def learned(tmp_path_factory, request):
     """Sixteen real sentences on the bundled model: the last line and the prompt of each --train"""
     folder = tmp_path_factory.mktemp("learned")
-    (folder / "d").mkdir()
-    for split in ("train", "dev"):
-        lines = (ROOT / "reviews" / f"{split}.tsv").read_text("utf-8").splitlines(keepends=True)
-        (folder / "d" / f"{split}.tsv").write_text("".join(lines[:17]), "utf-8")
+    write_reviews(folder / "d", train=16, dev=16)
     flags = ["--model", "tiny", "--batch-size", 16, "--epochs", 30, "--select-on", "dev"]
     flags += ["--lr", 0.03, "--head-lr", 0.01, "--prompt-tokens", 3]
     found = {}

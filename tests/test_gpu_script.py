@@ -1,4 +1,4 @@
-"""bench/gpu.sh runs on a CPU, whole and small, so that on a GPU it is not what fails."""
+"""bench/gpu.sh and each of its parts run on a CPU, so that on a GPU they are not what fails."""
 
 import json
 import os

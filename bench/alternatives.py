@@ -49,6 +49,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 import evaluate
 import record
+import tables
 import train
 import ways
 from benchmark import Contender, peak_bytes
@@ -57,7 +58,6 @@ from metrics import score_of, standing
 from support.checkpoint import open_checkpoint
 from support.dataset import open_dataset, read_split
 from support.settings import Parser, Settings, add_flag, checked
-from support.statistics import wilson
 from support.terminal import emit, ending, say, table_text
 
 RATES = {  # of each way, from low to high; of words how weak the penalty is
@@ -315,7 +315,7 @@ def main(argv=None):
     torch.set_num_threads(1)
     command = ["python", "bench/alternatives.py", *argv]
     figures = record.keep(command, args.json, lambda: measure(args))
-    emit(table_of(figures))
+    emit(table_text(*tables.ways_rows(figures)))
     return figures
 
 
@@ -335,37 +335,6 @@ def measure(args):
         "epochs": task.epochs,
         "rows": rows,
     }
-
-
-def table_of(figures):
-    """The figures as a table."""
-    header = ["way", "rate", "hold-out", figures["split"], "sd", "95 % interval", "numbers"]
-    header += ["CPU s", "step's MiB"]
-    rows = []
-    for row in figures["rows"]:
-        key = "accuracy" if "accuracy" in row["asked"][0] else "loss"
-        values = [score[key] for score in row["asked"]]
-        mean = statistics.mean(values)
-        interval = None
-        if key == "accuracy":
-            n = row["asked"][0]["n"]
-            low, high = wilson(round(mean * n), n)
-            interval = f"{low:.3f} to {high:.3f}"
-        peak = row["step_bytes"]
-        rows.append(
-            [
-                row["way"],
-                f"{row['rate']:g}",
-                statistics.mean(score[key] for score in row["held"]),
-                mean,
-                statistics.stdev(values) if len(values) > 1 else None,
-                interval,
-                f"{row['trained']:,}",
-                f"{row['cpu_seconds']:.0f}",
-                None if peak is None else f"{peak / 2**20:.0f}",
-            ]
-        )
-    return table_text(header, rows)
 
 
 if __name__ == "__main__":

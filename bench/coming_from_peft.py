@@ -21,18 +21,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where the mod
 
 import support.threads  # noqa: F401  before torch, as in train.py
 
-import peft
 import torch
-import transformers
 
 import evaluate
+import record
+import tables
 import train
 import ways
 from data import collate, encode
 from support.checkpoint import open_checkpoint
 from support.dataset import open_dataset
 from support.settings import Parser, Settings, checked
-from support.terminal import cell, emit, ending, say, table_text
+from support.terminal import emit, ending, say, table_text
 
 SHORT = "great fun"
 LONG = "two long hours without a single idea , and then the film begins all over again"
@@ -103,41 +103,49 @@ def run_ours(seeds, epochs):
 
 @ending()
 def main(argv=None):
+    """Train all, tell and write -> the figures."""
+    argv = sys.argv[1:] if argv is None else argv
     parser = Parser(description=__doc__)
     seed = checked(Settings, "seeds")
-    parser.add_argument("--seeds", type=seed, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=checked(Settings, "epochs"), default=6)
+    epochs = checked(Settings, "epochs")
+    parser.add_argument("--seeds", type=seed, nargs="+", default=[0, 1, 2], help="(0 1 2)")
+    parser.add_argument("--epochs", type=epochs, default=6, help="(%(default)s)")
+    parser.add_argument("--json", metavar="FILE", help="a new file for the figures")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
+    command = ["python", "bench/coming_from_peft.py", *argv]
+    figures = record.keep(command, args.json, lambda: measure(args))
+    emit(table_text(*tables.peft_rows(figures)))
+    return figures
+
+
+def measure(args):
+    """Both -> the figures, as for JSON."""
     dataset = open_dataset("reviews")  # train, held out and dev of a run with no flags
-    results = {"this project, one pack": run_ours(args.seeds, args.epochs)}
+    results = {}
     for side in ("left", "right"):
         each = [run_peft(seed, side, dataset, args.epochs) for seed in args.seeds]
-        results[f"PEFT, {side} padding"] = Result(
+        results[f"PEFT, pads on the {side}"] = Result(
             [accuracy for result in each for accuracy in result.accuracies],
             [spent for result in each for spent in result.seconds],
             each[0].ask,
         )
-    tell(results, args.seeds)
+    results["this project, one run"] = run_ours(args.seeds, args.epochs)
+    return {"seeds": args.seeds, "rows": [facts_of(*named) for named in results.items()]}
 
 
-def tell(results, seeds):
-    """{name: Result} as two tables."""
-    rows = []
-    for name, result in results.items():
-        mean = sum(result.accuracies) / len(result.accuracies)
-        spent = " + ".join(cell(seconds, ".0f") for seconds in result.seconds)
-        rows.append([name, *result.accuracies, mean, spent])
-    versions = [f"{module.__name__} {module.__version__}" for module in (peft, transformers, torch)]
-    emit("\n" + ", ".join(versions))
-    emit(table_text(["accuracy on dev, seeds", *map(str, seeds), "mean", "CPU seconds"], rows))
+def facts_of(name, result):
+    """A row of the record: a Result, and what its first prompt says of one text in two companies.
 
-    # A prompt before the text sees pads, so its answer depends on the company that a text is in.
-    rows = []
-    for name, result in results.items():
-        rows.append([name, result.ask([SHORT])[0], result.ask([SHORT, LONG])[0]])
-    table = table_text([f"{SHORT!r} is positive", "alone", "beside a longer text"], rows)
-    emit(f"\n{table}")
+    A prompt before the text sees pads, so its answer depends on the company that a text is in.
+    """
+    return {
+        "name": name,
+        "accuracy": result.accuracies,
+        "cpu_seconds": result.seconds,
+        "alone": result.ask([SHORT])[0],
+        "beside": result.ask([SHORT, LONG])[0],
+    }
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ training.
 import json
 import math
 import random
-import statistics
 import sys
 from pathlib import Path
 
@@ -25,6 +24,7 @@ import torch
 
 import alternatives
 import record
+import tables
 import ways
 from support.settings import Parser, Settings, add_flag, checked
 from support.terminal import emit, ending, say, table_text
@@ -83,19 +83,6 @@ def measure(args):
     }
 
 
-def table_of(figures):
-    """The figures as a table: a row for each way, a column for each size; mean and (sd)."""
-    sizes = sorted({row["texts"] for row in figures["rows"]})
-    names = list(dict.fromkeys(row["way"] for row in figures["rows"]))
-    cells = {}
-    for row in figures["rows"]:
-        mean = statistics.mean(row["accuracy"])
-        sd = statistics.stdev(row["accuracy"]) if len(row["accuracy"]) > 1 else 0.0
-        cells[row["way"], row["texts"]] = f"{mean:.3f} ({sd:.3f})"
-    rows = [[name, *(cells[name, size] for size in sizes)] for name in names]
-    return table_text([f"{figures['split']}, mean (sd)", *map(str, sizes)], rows)
-
-
 @ending()
 def main(argv=None):
     """Train all, tell and write -> the figures."""
@@ -114,7 +101,7 @@ def main(argv=None):
     torch.set_num_threads(1)
     command = ["python", "bench/few_examples.py", *argv]
     figures = record.keep(command, args.json, lambda: measure(args))
-    emit(table_of(figures))
+    emit(table_text(*tables.few_rows(figures)))
     return figures
 
 

@@ -54,22 +54,22 @@ def interval(mean, n):
 # ---- the runs of bench/results.py -----------------------------------------------------------
 
 
-def runs_table():
-    """Lengths, rates and first vectors on reviews, a mean over seeds a row."""
-    lengths = kept("reviews-lengths")
+def runs_table(data):
+    """Lengths, rates and first vectors on one data set, a mean over seeds a row."""
+    lengths = kept(f"{data}-lengths")
     n = lengths["texts"]["dev"]
     baselines = lengths["summary"]["baselines"]
     rows = [
         ["majority", "", share(baselines["majority"]), "", ""],
         ["untrained prompt and head, 18 of them", "", share(baselines["untrained"]), "", ""],
+        run_row("head alone, P = 10", chosen(kept(f"{data}-head")), n),
     ]
     for P in (1, 2, 5, 10, 20, 50):
         rows.append(run_row(f"P = {P}", chosen(lengths, prompt_tokens=P), n))
-    rows.insert(2, run_row("head alone, P = 10", chosen(kept("reviews-head")), n))
     for lr in (0.01, 0.1):
-        rows.append(run_row(f"P = 10, lr {lr}", chosen(kept("reviews-rates"), lr=lr), n))
+        rows.append(run_row(f"P = 10, lr {lr}", chosen(kept(f"{data}-rates"), lr=lr), n))
     for init in ("words", "eot"):
-        rows.append(run_row(f"P = 10, --init {init}", chosen(kept(f"reviews-{init}")), n))
+        rows.append(run_row(f"P = 10, --init {init}", chosen(kept(f"{data}-{init}")), n))
     for which, told in (("p20", "three prompts of P = 20"), ("all", "all 18 prompts")):
         accuracy = lengths["together"][which]["accuracy"]
         rows.append([f"ensemble of {told}", "", share(accuracy), "", interval(accuracy, n)])
@@ -90,6 +90,31 @@ def run_row(name, prompts, n):
     return [name, share(held), share(mean), share(statistics.stdev(dev)), interval(mean, n)]
 
 
+RUNS = {
+    "lengths": "six lengths, three seeds",
+    "rates": "P = 10, lr 0.01 and 0.1, three seeds",
+    "words": "P = 10, --init words, three seeds",
+    "eot": "P = 10, --init eot, three seeds",
+    "head": "head alone, three seeds",
+}
+
+
+def unseen_table():
+    """Of each run on SST-2 the prompt that the hold-out chose, on dev and on test."""
+    rows = []
+    for name, told in RUNS.items():
+        record = kept(f"sst2-{name}")
+        best = chosen_row(record, name)
+        scores = (best.selection.accuracy, best.accuracy, record["test"]["accuracy"])
+        rows.append([told, *map(share, scores)])
+    return markdown(["the best prompt of", "hold-out", "dev", "test"], rows)
+
+
+def chosen_row(record, name):
+    """Of the prompts of a run the one that the hold-out chose, a SummaryRow."""
+    return best_first(from_json(Summary, json.dumps(record["summary"]), name))[0]
+
+
 # ---- beside the alternatives ----------------------------------------------------------------
 
 NAMES = {
@@ -106,25 +131,36 @@ NAMES = {
 }
 
 
-def alternatives_table(data):
-    """Every way on one data set."""
-    record = kept(f"alternatives-{data}")
+def ways_rows(record):
+    """Every way of a record of bench/alternatives.py -> the header, and the rows as cells."""
     header = ["", "rate", "hold-out", record["split"], "sd", "95 % interval"]
     header += ["numbers trained", "kept, kB", "CPU s", "a step's MiB"]
-    rows = []
-    for row in record["rows"]:
-        asked = [score["accuracy"] for score in row["asked"]]
-        mean = statistics.mean(asked)
-        held = statistics.mean(score["accuracy"] for score in row["held"])
-        sd = statistics.stdev(asked) if len(asked) > 1 else None
-        cells = [NAMES[row["way"]], f"{row['rate']:g}" if row["rate"] else ""]
-        cells += [share(held), share(mean), share(sd), interval(mean, row["asked"][0]["n"])]
-        rows.append(cells + costs_of(row))
-    return markdown(header, rows)
+    return header, [score_cells(row) + cost_cells(row) for row in record["rows"]]
 
 
-def costs_of(row):
-    """Numbers trained, kilobytes to keep, CPU seconds and a step's memory, as cells."""
+def score_cells(row):
+    """A way's name, its rate and its scores: accuracies, or of a regression squared errors."""
+    name = NAMES[row["way"]]
+    key = "accuracy"
+    if key not in row["asked"][0]:
+        key = "loss"
+        name = name.replace("logistic", "ridge").replace("majority", "the mean")
+    asked = [score[key] for score in row["asked"]]
+    mean = statistics.mean(asked)
+    held = statistics.mean(score[key] for score in row["held"])
+    sd = statistics.stdev(asked) if len(asked) > 1 else None
+    last = ""
+    if key == "accuracy":
+        last = interval(mean, row["asked"][0]["n"])
+    elif row["trained"]:
+        r = statistics.mean(score["pearson"] for score in row["asked"])
+        last = f"Pearson's r {r:.3f}"
+    rate = f"{row['rate']:g}" if row["rate"] else ""
+    return [name, rate, share(held), share(mean), share(sd), last]
+
+
+def cost_cells(row):
+    """Numbers trained, kilobytes to keep, CPU seconds and a step's memory."""
     if not row["trained"]:
         return ["", "", "", ""]
     peak = row["step_bytes"]
@@ -139,42 +175,44 @@ def costs_of(row):
 
 def tasks_table():
     """Other tasks: a row for each of them and each way, the same columns."""
-    header = ["", "", "rate", "hold-out", "dev", "sd", "95 % interval"]
-    rows = []
+    every = []
     for data in ("trec", "subj", "ratings"):
         record = kept(f"alternatives-{data}")
-        for row in record["rows"]:
-            key = "accuracy" if "accuracy" in row["asked"][0] else "loss"
-            asked = [score[key] for score in row["asked"]]
-            mean = statistics.mean(asked)
-            held = statistics.mean(score[key] for score in row["held"])
-            last = ""
-            if key == "accuracy":
-                last = interval(mean, row["asked"][0]["n"])
-            elif row["rate"]:
-                r = statistics.mean(score["pearson"] for score in row["asked"])
-                last = f"Pearson's r {r:.3f}"
-            name = NAMES[row["way"]]
-            if data == "ratings":
-                name = name.replace("logistic", "ridge").replace("majority", "the mean")
-            sd = share(statistics.stdev(asked) if len(asked) > 1 else None)
-            rate = f"{row['rate']:g}" if row["rate"] else ""
-            rows.append([record["data"], name, rate, share(held), share(mean), sd, last])
-    return markdown(header, rows)
+        header, rows = ways_rows(record)
+        every += [[record["data"], *cells] for cells in rows]
+    return markdown(["", *header], every)
 
 
-def few_table():
-    """Accuracy by the number of labelled texts."""
-    record = kept("few-examples-sst2")
+def few_rows(record):
+    """Accuracy by the number of labelled texts, mean (sd) -> the header, and a row for each way."""
     cells = {}
     for row in record["rows"]:
         mean = statistics.mean(row["accuracy"])
-        sd = statistics.stdev(row["accuracy"])
+        sd = statistics.stdev(row["accuracy"]) if len(row["accuracy"]) > 1 else 0.0
         cells[row["way"], row["texts"]] = f"{mean:.3f} ({sd:.3f})"
     ways = list(dict.fromkeys(way for way, _ in cells))
     sizes = sorted({size for _, size in cells})
     rows = [[NAMES[way], *(cells[way, size] for size in sizes)] for way in ways]
-    return markdown(["texts", *(f"{size:,}" for size in sizes)], rows)
+    return ["texts", *(f"{size:,}" for size in sizes)], rows
+
+
+def peft_rows(record):
+    """PEFT's prompt and ours -> the header, and a row for each way."""
+    seeds = " ".join(map(str, record["seeds"]))
+    header = ["", f"dev, seeds {seeds}", "mean", "CPU seconds"]
+    header += ['"great fun" alone', "beside a longer text"]
+    rows = []
+    for row in record["rows"]:
+        each = " ".join(short(accuracy) for accuracy in row["accuracy"])
+        spent = " + ".join(f"{seconds:.0f}" for seconds in row["cpu_seconds"])
+        cells = [row["name"], each, short(statistics.mean(row["accuracy"])), spent]
+        rows.append([*cells, short(row["alone"]), short(row["beside"])])
+    return header, rows
+
+
+def short(share):
+    """An accuracy as in a sentence."""
+    return f"{share:.4f}".removeprefix("0")
 
 
 # ---- the official sizes ---------------------------------------------------------------------
@@ -197,8 +235,7 @@ def official_table():
             rows.append(row + ["*not measured*", "", "", ""])
             continue
         record = kept(f"official-{model}")
-        summary = from_json(Summary, json.dumps(record["summary"]), model)
-        best = best_first(summary)[0]
+        best = chosen_row(record, model)
         test = record["test"]["accuracy"] if record["test"] else None
         row.append(f"P = {best.prompt_tokens}, lr {best.lr:g}")
         row += [share(best.selection.accuracy), share(best.accuracy), share(test)]
@@ -227,11 +264,13 @@ def answering_table():
 
 
 TABLES = {
-    "reviews": runs_table,
-    "alternatives-sst2": lambda: alternatives_table("sst2"),
-    "alternatives-reviews": lambda: alternatives_table("reviews"),
+    "reviews": lambda: runs_table("reviews"),
+    "sst2": lambda: runs_table("sst2"),
+    "unseen": unseen_table,
+    "alternatives-sst2": lambda: markdown(*ways_rows(kept("alternatives-sst2"))),
+    "alternatives-reviews": lambda: markdown(*ways_rows(kept("alternatives-reviews"))),
     "tasks": tasks_table,
-    "few": few_table,
+    "few": lambda: markdown(*few_rows(kept("few-examples-sst2"))),
     "official": official_table,
     "answering": answering_table,
     "speed-short": lambda: speed_block("speed-short"),
@@ -265,7 +304,7 @@ def asked_mean(data, way):
 def default_accuracy(name):
     """The default run's accuracy on dev."""
     [row] = kept(name)["summary"]["prompts"]
-    return f"{row['accuracy']:.4f}".removeprefix("0")
+    return short(row["accuracy"])
 
 
 def default_row(name):

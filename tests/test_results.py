@@ -155,6 +155,15 @@ def test_the_best_prompt_is_scored_on_a_test_split_that_is_there(tmp_path):
     assert json.loads(path.read_text())["test"]["n"] == 30
 
 
+def test_a_test_split_without_labels_is_told_and_left_out(tmp_path, capsys):
+    """As GLUE gives it out: the run was trained, and is kept."""
+    words, path = trial_of("reviews-head", tmp_path, train=24, dev=20)
+    (tmp_path / "films" / "test.tsv").write_text("index\tsentence\n0\ta fine film\n")
+    results.main(words)
+    assert json.loads(path.read_text())["test"] is None
+    assert "nothing is scored on test: " in capsys.readouterr().err
+
+
 def test_the_official_sizes_are_tried_by_their_script(tmp_path):
     """The whole of bench/official.sh, but with the bundled model in the place of gpt2."""
     flags = f"{FEW} --data {write_reviews(tmp_path / 'films', train=24, dev=20)}"

@@ -1,8 +1,9 @@
-"""bench/ways.py and bench/coming_from_peft.py: all ways learn by one loop, which is train.py's."""
+"""bench/ways.py: all ways learn by one loop, which is train.py's; and two scripts beside it."""
 
 import dataclasses
 import json
 import random
+import re
 
 import pytest
 import torch
@@ -11,9 +12,11 @@ pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
 import coming_from_peft
+import minimal_beside
 import train
 import ways
 from data import collate, encode
+from helpers import write_reviews
 from model import losses
 from support.checkpoint import open_checkpoint
 from support.dataset import open_dataset
@@ -67,13 +70,14 @@ def test_no_answer_depends_on_pads(name):
 
 def test_our_prompt_learns_here_as_it_does_in_train_py(tmp_path):
     """The loop for the others is the loop of train.py: the same prompt comes out of both."""
+    data = str(write_reviews(tmp_path / "films", train=120, dev=20))
     run = tmp_path / "run"
-    words = ["--max-examples", "64", "--epochs", "2", "--lr", "0.03", "--dtype", "float32"]
-    train.main([*words, "--device", "cpu", "--out", str(run)])
+    words = ["--data", data, "--max-examples", "64", "--epochs", "2", "--lr", "0.03"]
+    train.main([*words, "--dtype", "float32", "--device", "cpu", "--out", str(run)])
     [row] = json.loads((run / "summary.json").read_text())["prompts"]
     theirs = read_prompt(run / row["folder"] / "prompt.safetensors").prompt
 
-    texts = open_dataset("reviews")
+    texts = open_dataset(data)
     pairs = random.Random(0).sample(texts.train, 64)
     tokenizer = open_checkpoint("tiny").tokenizer
     way = ways.make("prompt-10", 0.03, 0, texts.labels, 2)
@@ -128,14 +132,54 @@ def test_peft_is_trained_on_the_same_and_answers_by_the_batch(side):
     assert abs(alone - among_others) > 1e-3
 
 
-def test_what_is_told_of_both(capsys):
+def test_what_both_came_to_is_told_and_kept(capsys, monkeypatch, tmp_path):
     def ask(texts):
         return [1 / len(texts)] * len(texts)
 
-    results = {"ours": coming_from_peft.Result([0.5, 0.75], [3.2], ask)}
-    coming_from_peft.tell(results, [0, 1])
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split() for line in lines if line.startswith("ours")] == [
-        ["ours", "0.5000", "0.7500", "0.6250", "3"],
-        ["ours", "1.0000", "0.5000"],
-    ]
+    def run_peft(seed, side, dataset, epochs):
+        return coming_from_peft.Result([0.5 + seed / 4], [3.2 + seed], ask)
+
+    def run_ours(seeds, epochs):
+        return coming_from_peft.Result([0.8] * len(seeds), [epochs] * 2, ask)
+
+    monkeypatch.setattr(coming_from_peft, "run_peft", run_peft)
+    monkeypatch.setattr(coming_from_peft, "run_ours", run_ours)
+    path = tmp_path / "record.json"
+    coming_from_peft.main(["--seeds", "0", "1", "--epochs", "7", "--json", str(path)])
+    left, right, ours = json.loads(path.read_text())["rows"]
+    assert left["accuracy"] == right["accuracy"] == [0.5, 0.75]
+    assert (left["alone"], left["beside"]) == (1, 0.5)
+    *_, last = capsys.readouterr().out.splitlines()
+    cells = re.split(" {2,}", last)
+    assert cells == ["this project, one run", ".8000 .8000", ".8000", "7 + 7", "1.0000", ".5000"]
+    assert ours["name"] == "this project, one run"
+
+
+def test_a_page_is_timed_beside_a_step(tmp_path):
+    path = tmp_path / "record.json"
+    figures = minimal_beside.main(["--rounds", "1", "--batches", "2", "--json", str(path)])
+    assert json.loads(path.read_text()) == figures
+    assert list(figures["cpu_seconds"]) == ["minimal.py", "train.py", "train.py, texts kept"]
+    assert min(figures["cpu_seconds"].values()) > 0
+
+
+def test_the_page_and_the_step_learn_the_same_texts(monkeypatch):
+    """Each batch is given to all: as pairs, and as tensors with their keys and values."""
+    seen = []
+
+    def contenders():
+        gpt2, steps = real()
+        return gpt2, {name: lambda *given: seen.append(given) for name in steps}
+
+    real = minimal_beside.contenders
+    monkeypatch.setattr(minimal_beside, "contenders", contenders)
+    minimal_beside.main(["--rounds", "1", "--batches", "2"])
+    assert len(seen) == 3 * 2 * 2  # contenders, batches, rounds with the warm-up
+    for texts, (ids, lengths, labels), kv in seen:
+        assert len(texts) == len(ids) == 16
+        assert [label for _, label in texts] == labels.tolist()
+        assert [len(given) for given, _ in texts] == lengths.tolist()
+        assert len(kv) == 6
+    assert {id(texts) for texts, _, _ in seen[:3]} == {id(seen[0][0])}
+    lengths = [len(texts[0][0]) for texts, _, _ in seen]
+    assert max(lengths) > 1.5 * min(lengths)  # short texts and long ones

@@ -283,9 +283,15 @@ SENTENCES = [  # (page, a sentence in it, its figure)
     ("docs/results.md", "in bfloat16 {}", lambda: default_accuracy("default-bfloat16")),
     ("docs/results.md", "in float32 {}", lambda: default_accuracy("default-float32")),
     ("README.md", "on SST-2 ({})", lambda: beside_words("sst2")),
-    ("README.md", "on TREC ({})", lambda: beside_words("trec")),
-    ("README.md", "LoRA reaches {} on SST-2", lambda: asked_mean("sst2", "lora")),
-    ("README.md", "fine-tuned {}:", lambda: asked_mean("sst2", "everything")),
+    ("README.md", "on SUBJ ({})", lambda: beside_words("subj")),
+    ("README.md", "TREC ({})", lambda: beside_words("trec")),
+    ("README.md", "on SST-2 LoRA has {}", lambda: asked_mean("sst2", "lora")),
+    ("README.md", "everything fine-tuned {}, for", lambda: asked_mean("sst2", "everything")),
+    ("README.md", "everything fine-tuned has {}", lambda: asked_mean("trec", "everything")),
+    ("docs/results.md", "head alone has {}", lambda: asked_mean("trec", "head")),
+    ("docs/results.md", "a prompt {}.", lambda: asked_mean("trec", "prompt-10")),
+    ("docs/results.md", "to {}.", lambda: asked_mean("trec", "everything")),
+    ("docs/results.md", "(squared error {})", lambda: beside_words("ratings")),
 ]
 
 
@@ -295,10 +301,15 @@ def beside_words(data):
 
 
 def asked_mean(data, way):
-    """The mean accuracy of a way on the split that was looked at once, as in a sentence."""
+    """A way's mean on the split that was looked at once, as in a sentence.
+
+    Of accuracies three digits without the zero before them, of squared errors two.
+    """
     [row] = [row for row in kept(f"alternatives-{data}")["rows"] if row["way"] == way]
-    mean = statistics.mean(score["accuracy"] for score in row["asked"])
-    return f"{mean:.3f}".removeprefix("0")
+    if "accuracy" in row["asked"][0]:
+        mean = statistics.mean(score["accuracy"] for score in row["asked"])
+        return f"{mean:.3f}".removeprefix("0")
+    return f"{statistics.mean(score['loss'] for score in row['asked']):.2f}"
 
 
 def default_accuracy(name):

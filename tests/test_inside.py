@@ -329,6 +329,15 @@ def test_the_median_norm_of_tokens_is_told_beside_them(tokens):
     assert float(said[1]) == pytest.approx(median, abs=0.006 + tokens.far)
 
 
+def test_the_nearest_five_share_one_heading(tokens):
+    """It stands over the first of them, and the others have none."""
+    header, first, *_ = tokens.text.splitlines()
+    assert header.split() == ["vector", "began", "as", "moved", "norm", "nearest"]
+    names = re.findall(r"'[^']*' [01]\.\d\d", first)
+    assert len(names) == 5
+    assert header.index("nearest") + len("nearest") == first.index(names[0]) + len(names[0])
+
+
 @pytest.fixture
 def padded(desk, tmp_path):
     """The desk's model with more rows than its tokenizer has tokens, as some checkpoints have."""

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -413,7 +414,9 @@ def test_unlike_data_is_told_beside_the_table(capsys, desk, tmp_path):
     other = changed(tmp_path, desk.a, recipe={"data": str(desk.e)})
     code, out, err = ask(capsys, "table", other, desk.a)
     assert code == 0
-    assert "different data" in err
+    [places] = re.findall(r"different data \((.+); (.+)\); name one", err)
+    assert str(desk.e) in places[0]
+    assert str(desk.e) not in places[1]
     assert "--data" in err
     assert str(desk.a) in err
     assert out

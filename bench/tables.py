@@ -271,13 +271,16 @@ TABLES = {
     "alternatives-reviews": lambda: markdown(*ways_rows(kept("alternatives-reviews"))),
     "tasks": tasks_table,
     "few": lambda: markdown(*few_rows(kept("few-examples-sst2"))),
+    "peft": lambda: markdown(*peft_rows(kept("peft"))),
     "official": official_table,
     "answering": answering_table,
     "speed-short": lambda: speed_block("speed-short"),
     "speed-short-float32": lambda: speed_block("speed-short-float32"),
+    "speed-long": lambda: speed_block("speed-long"),
 }
 
 
+KEPT = "train.py, texts kept"
 SENTENCES = [  # (page, a sentence in it, its figure)
     ("README.md", "{}", lambda: default_row("default-float32")),
     ("docs/results.md", "in bfloat16 {}", lambda: default_accuracy("default-bfloat16")),
@@ -288,6 +291,10 @@ SENTENCES = [  # (page, a sentence in it, its figure)
     ("README.md", "on SST-2 LoRA has {}", lambda: asked_mean("sst2", "lora")),
     ("README.md", "everything fine-tuned {}, for", lambda: asked_mean("sst2", "everything")),
     ("README.md", "everything fine-tuned has {}", lambda: asked_mean("trec", "everything")),
+    ("README.md", "a step is {} times as fast", lambda: times_as_fast("train.py")),
+    ("README.md", "and {} times where texts are kept", lambda: times_as_fast(KEPT)),
+    ("docs/learn.md", "16 such texts takes {} CPU seconds", lambda: step_seconds("train.py")),
+    ("docs/learn.md", "{} where keys and values are kept", lambda: step_seconds(KEPT)),
     ("docs/results.md", "head alone has {}", lambda: asked_mean("trec", "head")),
     ("docs/results.md", "a prompt {}.", lambda: asked_mean("trec", "prompt-10")),
     ("docs/results.md", "to {}.", lambda: asked_mean("trec", "everything")),
@@ -310,6 +317,17 @@ def asked_mean(data, way):
         mean = statistics.mean(score["accuracy"] for score in row["asked"])
         return f"{mean:.3f}".removeprefix("0")
     return f"{statistics.mean(score['loss'] for score in row['asked']):.2f}"
+
+
+def step_seconds(who):
+    """CPU seconds of a step, as in a sentence."""
+    return f"{kept('minimal-beside')['cpu_seconds'][who]:.2f}".removeprefix("0")
+
+
+def times_as_fast(who):
+    """How many times as fast as minimal.py's a step is."""
+    seconds = kept("minimal-beside")["cpu_seconds"]
+    return f"{seconds['minimal.py'] / seconds[who]:.1f}"
 
 
 def default_accuracy(name):

@@ -1,7 +1,6 @@
 """minimal.py is the whole method: it trains, it scores, and it leans on nothing of ours."""
 
 import ast
-import functools
 import random
 import re
 
@@ -11,6 +10,7 @@ import torch
 import minimal
 from helpers import ROOT, TINY, random_weights, sizes
 from support.checkpoint import open_checkpoint
+from support.settings import Settings
 
 SOURCE = (ROOT / "minimal.py").read_text(encoding="utf-8")
 
@@ -34,8 +34,30 @@ def test_it_learns():
     assert right >= 36
 
 
+def test_its_rates_are_those_of_train_py_without_flags(monkeypatch):
+    seen = []
+    real = torch.optim.AdamW
+
+    def adamw(groups, **how):
+        seen.append([group["lr"] for group in groups])
+        return real(groups, **how)
+
+    monkeypatch.setattr(torch.optim, "AdamW", adamw)
+    config = sizes()
+    minimal.train([([40], 0), ([41], 1)], random_weights(config), config, steps=1, batch_size=2)
+    settings = Settings()
+    assert seen == [[*settings.lr, settings.head_lr]]
+
+
 def test_it_prints_an_accuracy_beside_the_majority(monkeypatch, capsys):
-    of_small_batches = functools.partial(minimal.train, batch_size=2)
+    """And draws from the same seed, whatever was drawn before."""
+    train = minimal.train
+
+    def of_small_batches(*given, **more):
+        assert torch.initial_seed() == 0
+        return train(*given, batch_size=2, **more)
+
+    torch.manual_seed(1)
     monkeypatch.setattr(minimal, "train", of_small_batches)
     minimal.main(steps=20)
     out = capsys.readouterr().out.splitlines()

@@ -293,7 +293,7 @@ SENTENCES = [  # (page, a sentence in it, its figure)
     ("README.md", "everything fine-tuned has {}", lambda: asked_mean("trec", "everything")),
     ("README.md", "a step is {} times as fast", lambda: times_as_fast("train.py")),
     ("README.md", "and {} times where texts are kept", lambda: times_as_fast(KEPT)),
-    ("docs/learn.md", "16 such texts takes {} CPU seconds", lambda: step_seconds("train.py")),
+    ("docs/learn.md", "model.py's step takes {} CPU seconds", lambda: step_seconds("train.py")),
     ("docs/learn.md", "{} where keys and values are kept", lambda: step_seconds(KEPT)),
     ("docs/results.md", "head alone has {}", lambda: asked_mean("trec", "head")),
     ("docs/results.md", "a prompt {}.", lambda: asked_mean("trec", "prompt-10")),

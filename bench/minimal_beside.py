@@ -1,6 +1,6 @@
 """A step of minimal.py beside a step of train.py: the same texts, weights and rates, one thread.
 
-    python bench/minimal_beside.py                some three minutes
+    python bench/minimal_beside.py                a minute
 
 Sixteen texts of near-equal length are a batch, and --batches of them are spread over an epoch of
 reviews.  minimal.py reads one text at a time; model.py reads a batch at once, or has its keys and

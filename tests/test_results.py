@@ -56,6 +56,37 @@ def test_a_table_that_was_changed_is_noticed_and_made_anew(tmp_path, monkeypatch
     assert tables.main(["--check"]) == []
 
 
+def test_a_row_is_the_mean_of_its_seeds():
+    held = [{"accuracy": 0.2}, {"accuracy": 0.4}]
+    asked = [{"accuracy": 0.5, "n": 100}, {"accuracy": 0.7, "n": 100}]
+    row = {"way": "head", "rate": 0.005, "held": held, "asked": asked, "trained": 1500}
+    row |= {"bytes": 6000, "cpu_seconds": 7.6, "step_bytes": 3 * 2**20}
+    header, [cells] = tables.ways_rows({"split": "test", "rows": [row]})
+    assert header[2:4] == ["hold-out", "test"]
+    assert cells[:5] == ["head alone", "0.005", "0.3000", "0.6000", "0.1414"]
+    assert cells[5] == "0.502 to 0.691"  # Wilson's, of 60 of 100
+    assert cells[6:] == ["1,500", "6", "8", "3"]
+
+
+def test_a_row_of_a_regression_has_its_errors():
+    asked = [{"loss": 1.5, "pearson": 0.7}, {"loss": 2.5, "pearson": 0.8}]
+    row = {"way": "words", "rate": 10.0, "held": asked, "asked": asked, "trained": 5}
+    row |= {"bytes": 20, "cpu_seconds": 0.1, "step_bytes": None}
+    _, [cells] = tables.ways_rows({"split": "dev", "rows": [row]})
+    assert cells[:5] == ["tf-idf, ridge regression", "10", "2.0000", "2.0000", "0.7071"]
+    assert cells[5:] == ["Pearson's r 0.750", "5", "0", "0", ""]
+
+
+def test_what_the_hold_out_chose_is_what_is_best_there():
+    record = json.loads((ROOT / "docs" / "records" / "sst2-lengths.json").read_text())
+    rows = record["summary"]["prompts"]
+    best = max(row["selection"]["accuracy"] for row in rows)
+    chosen = tables.chosen_row(record, "sst2-lengths")
+    assert chosen.selection.accuracy == best
+    [row] = [row for row in rows if row["name"] == chosen.name]
+    assert chosen.accuracy == row["accuracy"] < max(row["accuracy"] for row in rows)
+
+
 @pytest.mark.parametrize("place", range(len(tables.SENTENCES)))
 def test_a_figure_in_a_sentence_is_that_of_its_record(place):
     page, sentence, figure = tables.SENTENCES[place]

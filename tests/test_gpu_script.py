@@ -59,8 +59,11 @@ def this_process(monkeypatch):
 
 def test_every_part_ends_by_its_finding(tmp_path, capsys, this_process):
     """In one process, for the imports of a process take longer than most parts."""
+    out = tmp_path / "out"
+    out.mkdir()
     for name in PARTS:
-        gpu.main([name, "--device", "cpu", "--small", "--work", str(tmp_path)])
+        folders = ["--work", str(tmp_path), "--out", str(out)]
+        gpu.main([name, "--device", "cpu", "--small", *folders])
     found = re.findall(r"^= (.+)$", capsys.readouterr().out, re.MULTILINE)
 
     # What the parts are for, in their own words.
@@ -69,8 +72,9 @@ def test_every_part_ends_by_its_finding(tmp_path, capsys, this_process):
     assert "the same" in said["equal"]
     assert "the same" in said["resumes"]
     assert said["nccl"].startswith("gloo")
-    figures = list(tmp_path.glob("*.json"))
-    assert figures
+    figures = list(out.iterdir())
+    # With the log and the results eight at most: more do not come back from where it is run.
+    assert 1 <= len(figures) <= 6
     for path in figures:
         assert json.loads(path.read_text())["ratios"]
 

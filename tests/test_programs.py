@@ -400,7 +400,7 @@ def mutated(draw, text):
     return mutate(text.encode(), edits).decode(errors="replace")
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(6))
 def test_a_mutated_or_missing_word_gets_an_answer_or_a_sentence(home, tmp_path, ask_all, seed):
     """A hundred prompts each"""
     draw = random.Random(seed)

@@ -1,6 +1,7 @@
 """support/packed.py: packed weights make the same products, and where there are none all stays."""
 
 import copy
+import platform
 
 import pytest
 import torch
@@ -20,6 +21,17 @@ needs_bfloat16 = pytest.mark.skipif(
 )
 IDS = torch.randint(300, (5, 9), generator=torch.Generator().manual_seed(0))
 LENGTHS = torch.tensor([9, 1, 4, 7, 2])
+
+
+@pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available(),
+    reason="oneDNN is not to be expected here",
+)
+def test_where_it_is_to_be_expected_weights_are_packed():
+    """Or all else here would be skipped, and nobody would miss it."""
+    assert can_pack(torch.zeros(1))
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        assert can_pack(torch.zeros(1, dtype=torch.bfloat16))
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import record
 import results
@@ -107,6 +108,18 @@ def test_a_command_is_kept_without_the_file_it_writes(tmp_path):
     assert figures["versions"]["torch"]
 
 
+def test_the_file_may_stand_anywhere_in_the_command():
+    words = ["python", "bench/x.py", "--json", "record.json", "--data", "SST-2"]
+    assert record.without(words, "--json") == ["python", "bench/x.py", "--data", "SST-2"]
+    assert record.without(words, "--out") == words
+
+
+def test_the_chip_is_named_with_what_matters_of_it(monkeypatch):
+    info = "model name\t: A chip\nflags\t: fpu avx2 avx512_bf16x\n"
+    monkeypatch.setattr(record.processes, "cpu_flags", lambda: info)
+    assert record.chip_of(torch.device("cpu")) == "A chip avx2"
+
+
 def test_a_file_that_is_there_is_refused_before_the_work(tmp_path):
     path = tmp_path / "record.json"
     path.write_text("mine")
@@ -116,6 +129,17 @@ def test_a_file_that_is_there_is_refused_before_the_work(tmp_path):
 
 
 # ---- runs -----------------------------------------------------------------------------------
+
+
+def test_without_being_asked_nothing_official_is_trained(monkeypatch, tmp_path):
+    """That takes a GPU, hours and the hub."""
+    begun = []
+    monkeypatch.setattr(results.record, "keep", lambda words, path, work: begun.append(path.stem))
+    results.main([str(tmp_path)])
+    assert "reviews-lengths" in begun
+    assert "sst2-lengths" in begun
+    assert not [name for name in begun if name.startswith("official")]
+
 
 FEW = "--epochs 1 --prompt-tokens 2 --seeds 0 1 --lr 0.01 --model tiny --device cpu"
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import random
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -66,6 +67,35 @@ def test_no_answer_depends_on_pads(name):
     for example, row in zip(few, together, strict=True):
         alone = way.logits(*collate([example])[:2])  # (1, 2)
         assert torch.allclose(alone[0], row, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("side", "ids", "mask"),
+    [
+        ("left", [[5, 6, 7], [0, 0, 8]], [[1, 1, 1], [0, 0, 1]]),
+        ("right", [[5, 6, 7], [8, 0, 0]], [[1, 1, 1], [1, 0, 0]]),
+    ],
+)
+def test_peft_is_given_pads_on_the_side_that_is_asked(monkeypatch, side, ids, mask):
+    class Model:
+        config = SimpleNamespace(pad_token_id=0)
+        logits = None
+
+        def eval(self):
+            return self
+
+        def named_parameters(self):
+            return []
+
+        def __call__(self, input_ids, attention_mask):
+            assert input_ids.tolist() == ids
+            assert attention_mask.tolist() == mask
+            return self
+
+    monkeypatch.setattr(ways.peft, "get_peft_model", lambda model, config: Model())
+    way = ways.peft_prompt(10, 0.03, 0, 2, side)
+    padded = torch.tensor([[5, 6, 7], [8, 99, 99]])
+    assert way.logits(padded, torch.tensor([3, 1])) is None
 
 
 def test_our_prompt_learns_here_as_it_does_in_train_py(tmp_path):

@@ -1,4 +1,4 @@
-"""A step of minimal.py beside a step of train.py: the same texts, weights and rates, one thread.
+"""A step of minimal.py beside a step of train.py: the same texts and weights, one thread.
 
     python bench/minimal_beside.py                a minute
 
@@ -36,46 +36,60 @@ BATCH = 16
 TINY = Path(__file__).resolve().parent.parent / "weights" / "tiny"
 
 
-def contenders():
-    """Our body, and {who: a step}.
+def contenders(gpt2):
+    """{who: a step}; gpt2: our body, packed.
 
     A step takes a batch as [(ids, label)], as [ids, lengths, labels], and its keys and values.
     """
     config = json.loads((TINY / "config.json").read_text("utf-8"))
     stored = load_file(TINY / "model.safetensors")
     weights = {name: tensor.float() for name, tensor in stored.items()}
-    gpt2 = open_checkpoint("tiny").load(torch.float32, torch.device("cpu"))
-    pack(gpt2, with_gradient=True)
     step = benchmark.ours(gpt2, [P])
-    return gpt2, {
+    return {
         "minimal.py": lambda texts, batch, kv: minimal.train(texts, weights, config, P, steps=1),
         "train.py": lambda texts, batch, kv: step(batch),
         "train.py, texts kept": lambda texts, batch, kv: step([*batch, kv]),
     }
 
 
-def measure(args):
-    """{who: CPU seconds a step} -> the figures, as for JSON."""
-    tokenizer = open_checkpoint("tiny").tokenizer
-    examples = encode(tokenizer, open_dataset("reviews").train, 128, P)
+def spread(examples, count):
+    """So many batches of an epoch, from short texts to long ones, each as [(ids, label)]."""
     plan = sorted(batches(examples, BATCH), key=lambda batch: len(examples[batch[0]][0]))
-    gpt2, steps = contenders()
+    chosen = []
+    for i in range(count):
+        middle = (2 * i + 1) * len(plan) // (2 * count)  # of the i-th part of the epoch
+        chosen.append([examples[j] for j in plan[middle]])
+    return chosen
+
+
+def step_seconds(step, todo):
+    """CPU seconds of a step, the mean over what is to do."""
+    start = time.process_time()
+    for given in todo:
+        step(*given)
+    return (time.process_time() - start) / len(todo)
+
+
+def measure(args):
+    """CPU seconds a step of each -> the figures, as for JSON."""
+    checkpoint = open_checkpoint("tiny")
+    gpt2 = checkpoint.load(torch.float32, torch.device("cpu"))
+    pack(gpt2, with_gradient=True)
+    pairs = open_dataset("reviews").train
+    examples = encode(checkpoint.tokenizer, pairs, checkpoint.config.n_positions, P)
+    todo = []
+    for texts in spread(examples, args.batches):
+        batch = collate(texts)
+        todo.append((texts, batch, gpt2.text_pass(batch[0])))
+
+    steps = contenders(gpt2)
     spent = {name: [] for name in steps}
-    for number in range(-1, args.rounds):  # the first one is a warm-up
-        # Of each part of an epoch, from short texts to long ones, the batch in its middle.
-        each = {name: [] for name in steps}
-        for i in range(args.batches):
-            texts = [examples[j] for j in plan[(2 * i + 1) * len(plan) // (2 * args.batches)]]
-            batch = collate(texts)
-            kv = gpt2.text_pass(batch[0])
-            for name, step in steps.items():
-                start = time.process_time()
-                step(texts, batch, kv)
-                each[name].append(time.process_time() - start)
-        if number >= 0:
-            for name, found in each.items():
-                spent[name].append(statistics.mean(found))
-    seconds = {name: statistics.median(found) for name, found in spent.items()}
+    for _ in range(args.rounds + 1):
+        for name, step in steps.items():
+            spent[name].append(step_seconds(step, todo))
+    seconds = {}
+    for name, found in spent.items():
+        seconds[name] = statistics.median(found[1:])  # the first round is a warm-up
     for name, found in seconds.items():
         say(f"{name}: {found:.3f} CPU seconds a step, {seconds['minimal.py'] / found:.1f} times")
     return {"batches": args.batches, "rounds": args.rounds, "cpu_seconds": seconds}

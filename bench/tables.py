@@ -210,9 +210,9 @@ def peft_rows(record):
     return header, rows
 
 
-def short(share):
-    """An accuracy as in a sentence."""
-    return f"{share:.4f}".removeprefix("0")
+def short(value, digits=4):
+    """A share as in a sentence, without the zero before it."""
+    return f"{value:.{digits}f}".removeprefix("0")
 
 
 # ---- the official sizes ---------------------------------------------------------------------
@@ -315,13 +315,13 @@ def asked_mean(data, way):
     [row] = [row for row in kept(f"alternatives-{data}")["rows"] if row["way"] == way]
     if "accuracy" in row["asked"][0]:
         mean = statistics.mean(score["accuracy"] for score in row["asked"])
-        return f"{mean:.3f}".removeprefix("0")
+        return short(mean, 3)
     return f"{statistics.mean(score['loss'] for score in row['asked']):.2f}"
 
 
 def step_seconds(who):
     """CPU seconds of a step, as in a sentence."""
-    return f"{kept('minimal-beside')['cpu_seconds'][who]:.2f}".removeprefix("0")
+    return short(kept("minimal-beside")["cpu_seconds"][who], 2)
 
 
 def times_as_fast(who):
